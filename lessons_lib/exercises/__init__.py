@@ -1,0 +1,5 @@
+"""The exercises, one module a lesson: `from lessons_lib.exercises import all_reduce as exercise`."""
+
+from lessons_lib.exercises.core import Exercise, Mistake, Outcome, Verdict, all_exercises, by_rank
+
+__all__ = ["Exercise", "Mistake", "Outcome", "Verdict", "all_exercises", "by_rank"]
