@@ -1,0 +1,164 @@
+"""Execute notebooks in place and keep of them what is the same on every machine.
+
+python tests/rerun.py                            all notebooks
+python tests/rerun.py notebooks/11-*.ipynb       some of them
+
+Prints time, peak memory of all processes of the kernel, and the slowest cells. A notebook in which a cell
+fails is left as it was.
+"""
+
+import argparse
+import ast
+import hashlib
+import importlib
+import json
+import pathlib
+import re
+import sys
+import threading
+import time
+from dataclasses import dataclass
+
+import nbformat
+import psutil
+from nbclient import NotebookClient
+
+ROOT = pathlib.Path(__file__).resolve().parent.parent
+KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
+WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+@dataclass
+class Measured:
+    """What running a notebook took; `peak_bytes` is None where it cannot be measured."""
+
+    time_s: float
+    cell_times_s: list
+    peak_bytes: int | None
+
+    def __str__(self):
+        memory = f"{self.peak_bytes / 1e6:.0f} MB" if self.peak_bytes else "memory not measured"
+        slowest = sorted(enumerate(self.cell_times_s, 1), key=lambda pair: -pair[1])[:3]
+        return f"{self.time_s:.1f} s, {memory}; slowest cells: " + ", ".join(
+            f"[{n}] {t:.1f} s" for n, t in slowest
+        )
+
+
+class PeakMemory:
+    """The most memory that the process `pid` and all its descendants held together while the body ran.
+
+    Linux only: the sum of the proportional set sizes, which share a page out among the processes that map it.
+    """
+
+    def __init__(self, pid, interval_s=0.05):
+        self.pid, self.interval_s, self.bytes = pid, interval_s, None
+        self._done = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+
+    def __enter__(self):
+        if sys.platform == "linux":
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_):
+        self._done.set()
+        if self._thread.is_alive():
+            self._thread.join()
+
+    def _watch(self):
+        while not self._done.wait(self.interval_s):
+            self.bytes = max(self.bytes or 0, self._now())
+
+    def _now(self):
+        try:
+            kernel = psutil.Process(self.pid)
+            pids = [self.pid, *(child.pid for child in kernel.children(recursive=True))]
+        except psutil.NoSuchProcess:
+            return 0
+        return sum(map(proportional_set_size, pids))
+
+
+def proportional_set_size(pid):
+    """Bytes of memory of a process, a page shared by n processes counted as 1/n; 0 when it is gone."""
+    try:
+        text = pathlib.Path(f"/proc/{pid}/smaps_rollup").read_text()
+    except OSError:
+        return 0
+    return 1024 * int(re.search(r"^Pss:\s+(\d+)", text, re.MULTILINE).group(1))
+
+
+def read(path):
+    """The notebook at `path`; a cell without an id gets one made from its source."""
+    raw = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+    seen = set()
+    for cell in raw["cells"]:
+        name = cell.get("id") or hashlib.sha1("".join(cell["source"]).encode()).hexdigest()[:8]
+        while name in seen:
+            name = hashlib.sha1(name.encode()).hexdigest()[:8]
+        cell["id"] = name
+        seen.add(name)
+    raw["nbformat"], raw["nbformat_minor"] = 4, 5
+    return nbformat.reads(json.dumps(raw), as_version=4)
+
+
+def execute(notebook, folder):
+    """Run all cells of `notebook` in place, in `folder`, and return what it took. A failing cell raises."""
+    client = NotebookClient(notebook, timeout=180, kernel_name="python3", record_timing=False)
+    client.resources = {"metadata": {"path": str(folder)}}
+    client.reset_execution_trackers()
+    for cell in notebook.cells:
+        if cell.cell_type == "code":
+            cell.outputs, cell.execution_count = [], None
+    start, times = time.perf_counter(), []
+    with client.setup_kernel(), PeakMemory(client.km.provisioner.pid) as memory:
+        for index, cell in enumerate(notebook.cells):
+            began = time.perf_counter()
+            client.execute_cell(cell, index)
+            if cell.cell_type == "code":
+                times.append(time.perf_counter() - began)
+    return Measured(time.perf_counter() - start, times, memory.bytes)
+
+
+def fill(notebook):
+    """Put the reference of its exercise into every cell tagged "exercise"; the names of the exercises."""
+    code = "\n".join(cell.source for cell in notebook.cells if cell.cell_type == "code")
+    module = re.search(r"from lessons_lib\.exercises import (\w+)", code).group(1)
+    exercises, filled = importlib.import_module(f"lessons_lib.exercises.{module}"), []
+    for cell in notebook.cells:
+        if "exercise" in cell.metadata.get("tags", []):
+            defined = [node.name for node in ast.parse(cell.source).body if hasattr(node, "name")]
+            name = next(name for name in defined if hasattr(getattr(exercises, name, None), "check"))
+            cell.source = getattr(exercises, name).source()
+            filled.append(name)
+    return filled
+
+
+def clean(notebook):
+    """Drop what differs from machine to machine or from run to run: metadata, widget states, erased text."""
+    notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags")
+        cell.metadata = {"tags": tags} if tags else {}
+        for output in cell.get("outputs", []):
+            output.get("data", {}).pop(WIDGET_VIEW, None)
+            output.pop("transient", None)
+            if "text" in output:
+                output.text = re.sub(r"^.*\r(?=[^\n])", "", output.text, flags=re.MULTILINE)
+    return nbformat.from_dict(notebook)
+
+
+def main(paths):
+    for path in paths or sorted((ROOT / "notebooks").glob("*.ipynb")):
+        notebook = read(path)
+        measured = execute(notebook, pathlib.Path(path).resolve().parent)
+        text = nbformat.writes(clean(notebook), version=4)
+        pathlib.Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
+        print(f"{pathlib.Path(path).name}: {measured}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("notebook", nargs="*", type=pathlib.Path, help="default: all in notebooks/")
+    main(parser.parse_args().notebook)
