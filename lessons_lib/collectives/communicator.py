@@ -1,0 +1,289 @@
+"""What a rank holds: who it is, and the operations it shares with the others."""
+
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+
+import torch
+import torch.distributed as dist
+
+from .choose import all_reduce_schedule, broadcast_schedule, check_algorithm
+from .errors import InvalidSchedule
+from .execute import REDUCE, run
+from .plan import make_plan
+from .ring import ring_all_gather, ring_reduce_scatter
+from .schedule import Schedule, chunk_bounds
+from .torch_transport import TorchTransport
+from .trace import Ledger, Trace
+from .transport import describe
+from .verify import verify
+
+TORCH_OPS = {
+    "sum": dist.ReduceOp.SUM,
+    "mean": dist.ReduceOp.SUM,
+    "max": dist.ReduceOp.MAX,
+    "min": dist.ReduceOp.MIN,
+}
+
+
+class Communicator:
+    """The operations of `torch.distributed` among the ranks of one launch. `launch` and `connect` make one.
+
+    Args:
+        transport: how messages travel.
+        algorithm: of `all_reduce` and `broadcast`: a name of `lessons_lib.collectives.choose`, "auto", "torch" (the
+            whole collective is left to `torch.distributed`), or a `Schedule`.
+        device: where this rank should keep its tensors.
+        trace: whether to record spans.
+
+    Attributes:
+        rank, world_size, device: this rank's number, how many there are, and its device.
+        ledger: `Ledger` of what this rank has moved.
+        trace: `Trace` of what it did, or None.
+    """
+
+    def __init__(self, transport, algorithm="auto", device="cpu", trace=False):
+        check_algorithm(algorithm)
+        if algorithm == "torch" and not isinstance(transport, TorchTransport):
+            raise ValueError('algorithm="torch" needs transport="torch": torch.distributed is not started otherwise')
+        if isinstance(algorithm, Schedule):
+            check_schedule(algorithm, transport.world_size)
+        self.transport, self.algorithm, self.device = transport, algorithm, torch.device(device)
+        self.rank, self.world_size = transport.rank, transport.world_size
+        self.ledger = Ledger()
+        self.trace = transport.trace = Trace(source=transport.source) if trace else None
+        self._plans, self._verified = {}, []
+        self._thread = self._pending = None
+
+    def __repr__(self):
+        return f"Communicator(rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
+
+    # --- one to one --------------------------------------------------------------------------------------------------
+
+    def send(self, tensor, dst):
+        """Give `tensor` to rank `dst`. Returns when it has been taken, so two ranks that both send first wait for ever.
+
+        Raises:
+            TypeError, ValueError: not a tensor, no such rank, or the rank itself.
+            CollectiveMismatch: the other receives another shape or dtype, or the ranks wait for each other.
+        """
+        self._begin("send", tensor, dst=dst)
+        self.transport.send(tensor.detach().contiguous(), dst)
+        self.ledger.sent(tensor.nbytes)
+
+    def recv(self, tensor, src):
+        """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
+        self._begin("recv", tensor, src=src)
+        target = tensor.detach().contiguous()
+        self.transport.recv(target, src)
+        _copy_back(tensor, target)
+        self.ledger.received(tensor.nbytes)
+
+    # --- all together ------------------------------------------------------------------------------------------------
+
+    def broadcast(self, tensor, src=0):
+        """Copy rank `src`'s `tensor` over everybody's, in place.
+
+        Communication: ceil(log2 N) rounds of one payload along a binomial tree; one round for algorithm="star".
+        """
+        call = self._begin("broadcast", tensor, src=src)
+        if self.algorithm == "torch":
+            return self._torch(
+                tensor,
+                lambda flat: dist.broadcast(flat, self.transport.global_rank(src), self.transport.group),
+            )
+        name = self.algorithm if isinstance(self.algorithm, str) else "auto"
+        return self._run(f"{call}, src={src})", broadcast_schedule(name, self.world_size, src), tensor)
+
+    def all_reduce(self, tensor, op="sum", async_op=False):
+        """Combine `tensor` over all ranks and leave the result in everybody's, in place.
+
+        Args:
+            tensor: any shape and dtype; part of a `buffer` is reduced without a copy.
+            op: "sum", "mean", "max" or "min".
+            async_op: return at once, with a handle whose `wait()` returns when it is done.
+
+        Communication: see the algorithm; 2(N-1)/N of the payload a rank for ring, direct and halving-doubling.
+        """
+        if op not in REDUCE:
+            raise ValueError(f"op={op!r}: one of {', '.join(REDUCE)} is accepted")
+        if (
+            op == "mean"
+            and isinstance(tensor, torch.Tensor)
+            and not (tensor.is_floating_point() or tensor.is_complex())
+        ):
+            raise ValueError(f"op='mean' of dtype {tensor.dtype}: a floating-point tensor is needed")
+        if async_op:
+            return self._later(lambda: self._all_reduce(tensor, op))
+        return self._all_reduce(tensor, op, self._begin("all_reduce", tensor))
+
+    def _all_reduce(self, tensor, op, call=None):
+        call = call or self._begin("all_reduce", tensor, wait=False)
+        if self.algorithm == "torch":
+            self._torch(tensor, lambda flat: dist.all_reduce(flat, TORCH_OPS[op], self.transport.group))
+        else:
+            schedule = self.algorithm
+            if isinstance(schedule, str):
+                schedule = all_reduce_schedule(schedule, self.world_size, tensor.nbytes)
+            self._run(f"{call}, {op}, {schedule.name})", schedule, tensor, op)
+        if op == "mean":
+            tensor.detach().div_(self.world_size)
+
+    def reduce_scatter(self, output, input, op="sum"):
+        """Add up `input` over all ranks; rank r keeps chunk r of the flattened sum in `output`.
+
+        Args:
+            output: 1-D, `chunk_bounds(input.numel(), world_size)[rank]` long.
+            input: any shape; left as it is.
+
+        Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
+        """
+        call = self._begin("reduce_scatter", input)
+        start, stop = self._own_chunk("output", output, input.numel())
+        flat = input.detach().reshape(-1).clone()
+        self._run(f"{call}, {op})", ring_reduce_scatter(self.world_size), flat, op)
+        output.detach().copy_(flat[start:stop].view_as(output))
+        if op == "mean":
+            output.detach().div_(self.world_size)
+
+    def all_gather(self, output, input):
+        """Put everybody's `input` one after the other into everybody's `output`; rank r's becomes chunk r.
+
+        Args:
+            output: any shape, changed in place.
+            input: `chunk_bounds(output.numel(), world_size)[rank]` long.
+
+        Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
+        """
+        call = self._begin("all_gather", output)
+        start, stop = self._own_chunk("input", input, output.numel())
+        flat = output.detach().contiguous().view(-1)
+        flat[start:stop] = input.detach().reshape(-1)
+        self._run(f"{call})", ring_all_gather(self.world_size), flat)
+        _copy_back(output, flat.view_as(output))
+
+    def run(self, schedule, tensor, op="sum"):
+        """Execute any `Schedule` on `tensor`, in place. It is verified first: `InvalidSchedule` if it is wrong."""
+        call = self._begin("run", tensor)
+        if not isinstance(schedule, Schedule):
+            raise TypeError(f"run was given a {type(schedule).__name__}: a Schedule is needed")
+        if schedule not in self._verified:
+            check_schedule(schedule, self.world_size)
+            self._verified.append(schedule)
+        self._run(f"{call}, {op}, {schedule.name})", schedule, tensor, op)
+
+    def barrier(self):
+        """Wait until every rank has come here."""
+        self._settle()
+        self.transport.agree("barrier()")
+        self.ledger.call("barrier")
+
+    # --- memory and time ---------------------------------------------------------------------------------------------
+
+    def buffer(self, numel, dtype=torch.float32):
+        """A 1-D tensor of zeros that collectives use in place, without a copy. All ranks ask for it together.
+
+        It lives as long as the communicator.
+        """
+        if not isinstance(numel, int) or numel < 0:
+            raise ValueError(f"numel={numel!r}: a whole number of 0 or more is needed")
+        self._settle()
+        return self.transport.buffer(numel, dtype)
+
+    def compute(self, label="compute"):
+        """A context that records a compute span under `label` when this launch is traced."""
+        return self.trace.span(self.rank, "compute", label) if self.trace is not None else nullcontext()
+
+    def close(self):
+        """Wait for the others to end too, then let go of memory and sockets. `launch` calls it."""
+        self._settle()
+        self.transport.agree("return from the function")
+        if self._thread is not None:
+            self._thread.shutdown()
+        self.transport.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, error_type, error, traceback):
+        if error_type is None:
+            self.close()
+
+    # --- inside ------------------------------------------------------------------------------------------------------
+
+    def _begin(self, name, tensor, wait=True, **peers):
+        """Check the arguments, wait for what is pending, count the call; its beginning in words."""
+        if not isinstance(tensor, torch.Tensor):
+            raise TypeError(f"{name} was given a {type(tensor).__name__}: a torch.Tensor is needed")
+        for argument, peer in peers.items():
+            if not isinstance(peer, int) or not 0 <= peer < self.world_size:
+                raise ValueError(f"{name}: {argument}={peer!r}: a rank from 0 to {self.world_size - 1} is accepted")
+            if peer == self.rank and name in ("send", "recv"):
+                raise ValueError(f"{name}: {argument}={peer} is this rank itself: another rank is needed")
+        if wait:
+            self._settle()
+        self.ledger.call(name)
+        return f"{name}({describe(tensor)}"
+
+    def _own_chunk(self, argument, tensor, numel):
+        start, stop = chunk_bounds(numel, self.world_size)[self.rank]
+        if tensor.numel() != stop - start:
+            raise ValueError(
+                f"{argument} has {tensor.numel()} elements: rank {self.rank}'s chunk of {numel} elements over "
+                f"{self.world_size} ranks has {stop - start}"
+            )
+        return start, stop
+
+    def _run(self, call, schedule, tensor, op="sum"):
+        flat = tensor.detach().contiguous().view(-1)
+        run(call, self._plan(schedule, flat.numel()), flat, self.transport, self.ledger, op)
+        _copy_back(tensor, flat.view_as(tensor))
+
+    def _plan(self, schedule, numel):
+        # The schedule is kept beside its plan, so that its id stays its own.
+        key = id(schedule), numel
+        if key not in self._plans:
+            self._plans[key] = make_plan(schedule, self.rank, numel), schedule
+        return self._plans[key][0]
+
+    def _torch(self, tensor, collective):
+        flat = tensor.detach().contiguous()
+        collective(flat)
+        _copy_back(tensor, flat)
+
+    def _later(self, work):
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="collectives")
+        self._pending = self._thread.submit(work)
+        return Work(self._pending)
+
+    def _settle(self):
+        """Operations happen in the order they were called in: wait for asynchronous ones first."""
+        if self._pending is not None:
+            self._pending.result()
+            self._pending = None
+
+
+class Work:
+    """An operation under way."""
+
+    def __init__(self, future):
+        self._future = future
+
+    def wait(self):
+        """Return when it is done; raise what it raised."""
+        self._future.result()
+
+    def is_completed(self):
+        return self._future.done()
+
+
+def check_schedule(schedule, world_size):
+    """Raise `InvalidSchedule` unless `schedule` is right and made for `world_size` ranks."""
+    if schedule.world_size != world_size:
+        raise InvalidSchedule(f"{schedule.name} is made for {schedule.world_size} ranks, here are {world_size}")
+    verify(schedule)
+
+
+def _copy_back(tensor, contiguous):
+    if contiguous.data_ptr() != tensor.data_ptr():
+        tensor.detach().copy_(contiguous)

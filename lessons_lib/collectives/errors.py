@@ -1,0 +1,47 @@
+"""What can go wrong between ranks."""
+
+
+class RankFailed(RuntimeError):
+    """A rank raised, exited, was killed, or did not answer within the time limit.
+
+    Attributes:
+        rank: the rank that failed, or None where it is not known.
+        reason: one line: what happened to it, and what it was doing.
+        details: the rank's own traceback, or "".
+        trace: the `Trace` of what the ranks recorded until then, or None.
+    """
+
+    def __init__(self, rank, reason, details="", trace=None):
+        super().__init__(rank, reason, details, trace)
+        self.rank, self.reason, self.details, self.trace = rank, reason, details, trace
+
+    def __str__(self):
+        return self.reason + (f"\n\n{self.details.rstrip()}" if self.details else "")
+
+
+class CollectiveMismatch(RuntimeError):
+    """Ranks disagree on what they do together: another operation, shape, dtype, order, or one has returned.
+
+    Attributes:
+        calls: rank -> what it called, for the ranks that disagree.
+        trace: the `Trace` of what the ranks recorded until then, or None.
+    """
+
+    def __init__(self, calls, trace=None):
+        super().__init__(calls, trace)
+        self.calls, self.trace = calls, trace
+
+    def __str__(self):
+        return "the ranks disagree: " + "; ".join(f"rank {r}: {call}" for r, call in sorted(self.calls.items()))
+
+
+class InvalidSchedule(ValueError):
+    """A schedule that does not compute what it promises; names the `round`, `rank` and `chunk`."""
+
+    def __init__(self, problem, round=None, rank=None, chunk=None):
+        super().__init__(problem, round, rank, chunk)
+        self.problem, self.round, self.rank, self.chunk = problem, round, rank, chunk
+
+    def __str__(self):
+        place = [f"{name} {value}" for name in ("round", "rank", "chunk") if (value := getattr(self, name)) is not None]
+        return ", ".join(place) + ": " + self.problem if place else self.problem

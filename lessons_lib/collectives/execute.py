@@ -1,0 +1,39 @@
+"""Execute a schedule: every rank takes its own messages out of every round and does them."""
+
+import torch
+
+
+def _maximum(mine, theirs):
+    return torch.maximum(mine, theirs, out=mine)
+
+
+def _minimum(mine, theirs):
+    return torch.minimum(mine, theirs, out=mine)
+
+
+REDUCE = {"sum": torch.Tensor.add_, "mean": torch.Tensor.add_, "max": _maximum, "min": _minimum}
+
+
+def run(call, plan, flat, transport, ledger, op="sum"):
+    """Do one rank's `plan` on its flat tensor, in place.
+
+    Args:
+        call: what the ranks agree on before they start, for example "all_reduce(float32, shape (3,))".
+        plan: from `make_plan`.
+        flat: 1-D contiguous tensor, changed in place; best one from `transport.buffer`.
+        transport: how the chunks travel.
+        ledger: `Ledger`, counts what is moved.
+        op: what an "add" message does: "sum", "max" or "min" ("mean" adds: who calls divides).
+    """
+    itemsize = flat.element_size()
+    window = transport.window(call, flat, REDUCE[op])
+    for step in plan.steps:
+        window.post(step)
+        for part in step.outgoing:
+            ledger.sent(part.numel * itemsize)
+        for part in step.incoming:
+            window.take(part, step)
+            ledger.received(part.numel * itemsize)
+        window.finish(step)
+    window.close(plan)
+    ledger.rounds += len(plan.steps)

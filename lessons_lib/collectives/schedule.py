@@ -1,0 +1,81 @@
+"""An algorithm for many processes as data: rounds of messages (lesson 11)."""
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+OPS = ("add", "copy")
+COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+
+
+class Message(NamedTuple):
+    """Rank `dst` takes chunk `chunk` from rank `src` and adds it to its own or copies it over its own.
+
+    One message is seen from outside, by both ranks at once, so a send without its receive cannot be written.
+    """
+
+    src: int
+    dst: int
+    chunk: int
+    op: str
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Rounds of messages. Within a round all messages happen at once, each reading what stood at its start.
+
+    Args:
+        world_size: number of ranks N.
+        num_chunks: into how many nearly equal chunks the tensor is cut.
+        rounds: a list of rounds, each a list of `Message`.
+        name: for figures and errors.
+        collective: what it promises, one of "all_reduce", "reduce_scatter" and "all_gather" (rank r owns chunk r),
+            and "broadcast". `verify` holds it to that.
+        root: the rank that a broadcast starts from.
+
+    Raises:
+        ValueError: sizes below one, or an unknown `collective`.
+    """
+
+    world_size: int
+    num_chunks: int
+    rounds: list
+    name: str = "own schedule"
+    collective: str = "all_reduce"
+    root: int = 0
+
+    def __post_init__(self):
+        check_world_size(self.world_size)
+        if self.num_chunks < 1:
+            raise ValueError(f"num_chunks={self.num_chunks!r}: at least 1 is needed")
+        if self.collective not in COLLECTIVES:
+            raise ValueError(f"collective={self.collective!r}: one of {', '.join(COLLECTIVES)} is accepted")
+        if not 0 <= self.root < self.world_size:
+            raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is accepted")
+
+
+class Transfer(NamedTuple):
+    """All chunks that one rank gives another in one round with one op: they travel as one message."""
+
+    src: int
+    dst: int
+    chunks: tuple
+    op: str
+
+
+def transfers(messages):
+    """Group the messages of one round into `Transfer`s, in the order of their first message."""
+    grouped = {}
+    for src, dst, chunk, op in messages:
+        grouped.setdefault((src, dst, op), []).append(chunk)
+    return [Transfer(src, dst, tuple(chunks), op) for (src, dst, op), chunks in grouped.items()]
+
+
+def chunk_bounds(numel, num_chunks):
+    """Cut `numel` elements into `num_chunks` chunks whose sizes differ by at most one: a list of (start, stop)."""
+    cuts = [k * numel // num_chunks for k in range(num_chunks + 1)]
+    return list(zip(cuts, cuts[1:], strict=False))
+
+
+def check_world_size(world_size):
+    if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
+        raise ValueError(f"world_size={world_size!r}: a whole number of at least 1 is needed")

@@ -1,0 +1,201 @@
+"""Ranks joined by `torch.distributed`: gloo or NCCL, any number of machines.
+
+Before its data, every message says in a header what its sender is doing, so that ranks that disagree find out. Data is
+cut into segments: while one is added, the next is on its way.
+"""
+
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+from .errors import CollectiveMismatch, RankFailed
+from .trace import now_s
+from .transport import Transport, describe
+
+HEADER_BYTES = 256
+SEGMENT_BYTES = 1 << 20
+
+
+class TorchTransport(Transport):
+    """Messages over the process group `group` (the default one if None), which `close` ends if `own_group`."""
+
+    def __init__(self, timeout_s, links=None, group=None, own_group=False):
+        super().__init__(dist.get_rank(group), dist.get_world_size(group), timeout_s, links)
+        self.group, self._own_group = group, own_group
+        self.is_gloo = "gloo" in dist.get_backend(group)
+        self._timeout = timedelta(seconds=timeout_s)
+        self._doing, self._scratch = "its own code", None
+
+    # --- waiting and headers -----------------------------------------------------------------------------------------
+
+    def wait(self, work, peer):
+        """Wait for a send or receive to end, at most timeout_s; `RankFailed` names the peer."""
+        try:
+            work.wait(self._timeout)
+        except RuntimeError as error:
+            first_line = str(error).splitlines()[0]
+            raise RankFailed(
+                peer,
+                f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s, or its connection broke: rank "
+                f"{self.rank} was waiting for it in {self._doing} ({first_line})",
+            ) from error
+
+    def global_rank(self, rank):
+        return dist.get_global_rank(self.group, rank) if self.group is not None else rank
+
+    def isend(self, tensor, dst):
+        return dist.isend(tensor, self.global_rank(dst), self.group)
+
+    def irecv(self, tensor, src):
+        return dist.irecv(tensor, self.global_rank(src), self.group)
+
+    def send_header(self, call, dst):
+        data = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
+        text = call.encode()[:HEADER_BYTES]
+        data[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
+        return self.isend(data, dst), data
+
+    def check_header(self, call, src, expected=None):
+        """Receive what rank `src` says it is doing, and compare it with `expected` (the same call, if None)."""
+        data = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+        self._doing = call
+        self.wait(self.irecv(data, src), src)
+        theirs = data.numpy().tobytes().rstrip(b"\0").decode(errors="replace")
+        if theirs != (expected or call)[:HEADER_BYTES]:
+            raise CollectiveMismatch({self.rank: call, src: theirs})
+
+    def agree(self, call, note=""):
+        others = [rank for rank in range(self.world_size) if rank != self.rank]
+        sends = [self.send_header(call, rank) for rank in others]
+        for rank in others:
+            self.check_header(call, rank)
+        for (work, _), rank in zip(sends, others, strict=True):
+            self.wait(work, rank)
+        self.idle()
+        return [note] * self.world_size
+
+    def idle(self):
+        """Say, to errors, that this rank is back in its own code."""
+        self._doing = "its own code"
+
+    # --- messages ----------------------------------------------------------------------------------------------------
+
+    def send(self, tensor, dst):
+        kind = describe(tensor)
+        self._doing = f"send({kind}, dst={dst})"
+        header = self.send_header(f"send({kind}, dst={dst})", dst)
+        self.wait(self.isend(tensor, dst), dst)
+        self.wait(header[0], dst)
+        self.idle()
+
+    def recv(self, tensor, src):
+        kind = describe(tensor)
+        self.check_header(f"recv({kind}, src={src})", src, expected=f"send({kind}, dst={self.rank})")
+        self.wait(self.irecv(tensor, src), src)
+        if self.wire:
+            self.wire.hold(src, tensor.nbytes, tensor.nbytes, now_s())
+        self.idle()
+
+    def start(self, operations):
+        """Post (function, tensor, peer) together; one work each. NCCL needs them in one group to avoid a deadlock."""
+        if self.is_gloo:
+            return [function(tensor, self.global_rank(peer), self.group) for function, tensor, peer in operations]
+        batch = [
+            dist.P2POp(function, tensor, self.global_rank(peer), self.group) for function, tensor, peer in operations
+        ]
+        works = dist.batch_isend_irecv(batch) if batch else []
+        return works if len(works) == len(batch) else works * len(batch)
+
+    def scratch(self, numel, dtype, device):
+        """A 1-D tensor of at least `numel` elements that outlives the call, so that pages are touched once."""
+        if (
+            self._scratch is None
+            or self._scratch.numel() < numel
+            or (self._scratch.dtype, self._scratch.device) != (dtype, device)
+        ):
+            self._scratch = torch.empty(numel, dtype=dtype, device=device)
+        return self._scratch
+
+    # --- schedules ---------------------------------------------------------------------------------------------------
+
+    def buffer(self, numel, dtype):
+        return torch.zeros(numel, dtype=dtype)
+
+    def window(self, call, flat, reduce):
+        return Window(self, call, flat, reduce)
+
+    def close(self):
+        if self._own_group:
+            dist.destroy_process_group()
+
+
+class Window:
+    """One collective on a tensor. A round posts all its segments, then adds each as it comes in."""
+
+    def __init__(self, transport, call, flat, reduce):
+        self._transport, self._call, self._flat, self._reduce = transport, call, flat, reduce
+        self._segment = max(1, SEGMENT_BYTES // flat.element_size()) if transport.is_gloo else max(1, flat.numel())
+        self._greeted, self._heard, self._headers = set(), set(), []
+
+    def post(self, step):
+        self._greet(step)
+        arrivals, room = [], sum(part.numel for part in step.incoming if part.op == "add")
+        scratch = self._transport.scratch(room, self._flat.dtype, self._flat.device) if room else None
+        used = 0
+        for part in step.incoming:
+            for target in self._segments(part):
+                landing = target
+                if part.op == "add":
+                    landing = scratch[used : used + target.numel()]
+                    used += target.numel()
+                arrivals.append((part, target, landing))
+        leaving = [(dist.isend, piece, part.peer) for part in step.outgoing for piece in self._segments(part)]
+        works = self._transport.start([(dist.irecv, landing, part.peer) for part, _, landing in arrivals] + leaving)
+        self._posted_s = now_s()
+        self._arrivals = [(work, *arrival) for work, arrival in zip(works, arrivals, strict=False)]
+        self._leaving = [(work, peer) for work, (_, _, peer) in zip(works[len(arrivals) :], leaving, strict=True)]
+
+    def _greet(self, step):
+        """Before the first message to and from a rank: tell it, and hear from it, which call this is."""
+        for part in step.outgoing:
+            if part.peer not in self._greeted:
+                self._greeted.add(part.peer)
+                self._headers.append((*self._transport.send_header(self._call, part.peer), part.peer))
+        for part in step.incoming:
+            if part.peer not in self._heard:
+                self._heard.add(part.peer)
+                self._transport.check_header(self._call, part.peer)
+
+    def _segments(self, part):
+        for start, stop in part.slices:
+            yield from self._flat[start:stop].split(self._segment)
+
+    def take(self, part, step):
+        transport, size = self._transport, part.numel * self._flat.element_size()
+        mine = [arrival for arrival in self._arrivals if arrival[1] is part]
+        wait_s = ready_s = now_s()
+        if transport.wire or transport.trace is not None:
+            was_there = all(work.is_completed() for work, *_ in mine)
+            for work, *_ in mine:
+                transport.wait(work, part.peer)
+            ready_s = self._posted_s if was_there else now_s()
+        if transport.wire:
+            transport.wire.hold(part.peer, size, part.queued_numel * self._flat.element_size(), ready_s)
+        start_s = now_s()
+        for work, _, target, landing in mine:
+            if not (transport.wire or transport.trace is not None):
+                transport.wait(work, part.peer)
+            if part.op == "add":
+                self._reduce(target, landing)
+        if transport.trace is not None:
+            transport.trace.message(transport.rank, part, size, wait_s, ready_s, start_s)
+
+    def finish(self, step):
+        for work, peer in self._leaving:
+            self._transport.wait(work, peer)
+
+    def close(self, plan):
+        for work, _, peer in self._headers:
+            self._transport.wait(work, peer)
+        self._transport.idle()

@@ -1,0 +1,88 @@
+"""What each rank did and when, and how many bytes it moved."""
+
+import time
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+KINDS = ("compute", "send", "recv", "add", "copy", "wait")
+
+
+@dataclass(frozen=True)
+class Span:
+    """Something that took time on one rank. All ranks of one machine read the same monotonic clock, in seconds."""
+
+    rank: int
+    kind: str
+    start_s: float
+    end_s: float
+    peer: int | None = None
+    size_bytes: int = 0
+    label: str = ""
+
+
+@dataclass
+class Trace:
+    """The spans of one rank or of many. `source`: "measured", "emulated links" or "simulated"."""
+
+    spans: list = field(default_factory=list)
+    source: str = "measured"
+
+    def add(self, rank, kind, start_s, peer=None, size_bytes=0, label=""):
+        """Record a span that began at `start_s` and ends now."""
+        self.spans.append(Span(rank, kind, start_s, now_s(), peer, size_bytes, label))
+
+    @contextmanager
+    def span(self, rank, kind, label=""):
+        start_s = now_s()
+        try:
+            yield
+        finally:
+            self.add(rank, kind, start_s, label=label)
+
+    def message(self, rank, part, size_bytes, wait_s, ready_s, start_s):
+        """Record one message as its taker saw it: waited from `wait_s`, there to take from `ready_s`, taken from `start_s`."""
+        end_s = now_s()
+        leave_s = min(max(ready_s, wait_s), start_s)
+        if leave_s > wait_s:
+            self.spans.append(Span(rank, "wait", wait_s, leave_s, part.peer))
+        if start_s > leave_s:
+            self.spans.append(Span(rank, "recv", leave_s, start_s, part.peer, size_bytes))
+        self.spans.append(Span(rank, part.op, start_s, end_s, part.peer, size_bytes))
+        self.spans.append(Span(part.peer, "send", leave_s, end_s, rank, size_bytes))
+
+    @classmethod
+    def merged(cls, traces):
+        """One trace of all ranks, ordered by time and starting at 0 s."""
+        traces = [trace for trace in traces if trace is not None]
+        spans = sorted((span for trace in traces for span in trace.spans), key=lambda s: (s.start_s, s.rank))
+        zero = spans[0].start_s if spans else 0.0
+        moved = [Span(s.rank, s.kind, s.start_s - zero, s.end_s - zero, s.peer, s.size_bytes, s.label) for s in spans]
+        return cls(moved, traces[0].source if traces else "measured")
+
+
+def now_s():
+    """Seconds on a clock that all processes of this machine share."""
+    return time.perf_counter()
+
+
+@dataclass
+class Ledger:
+    """What a rank has really moved: payload bytes and messages, rounds of schedules, and calls by name."""
+
+    messages_sent: int = 0
+    messages_received: int = 0
+    bytes_sent: int = 0
+    bytes_received: int = 0
+    rounds: int = 0
+    calls: dict = field(default_factory=dict)
+
+    def sent(self, size_bytes):
+        self.messages_sent += 1
+        self.bytes_sent += size_bytes
+
+    def received(self, size_bytes):
+        self.messages_received += 1
+        self.bytes_received += size_bytes
+
+    def call(self, name):
+        self.calls[name] = self.calls.get(name, 0) + 1

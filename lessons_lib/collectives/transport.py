@@ -1,0 +1,73 @@
+"""The seam between algorithms and wires: what a transport can do (DESIGN: Transport)."""
+
+import time
+
+from .trace import now_s
+
+
+class Transport:
+    """Moves tensors between ranks. Subclasses: `SharedMemoryTransport` and `TorchTransport`.
+
+    Attributes:
+        rank, world_size: who this is, of how many.
+        timeout_s: how long any wait lasts before `RankFailed` says who did not come.
+        wire: the `EmulatedWire` that delays every message, or None for the real one.
+        trace: a `Trace` to record messages in, or None.
+    """
+
+    def __init__(self, rank, world_size, timeout_s, links=None):
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self.wire = EmulatedWire(rank, links) if links else None
+        self.trace = None
+
+    @property
+    def source(self):
+        """What a figure of this transport's trace must say: "measured" or "emulated links"."""
+        return "emulated links" if self.wire else "measured"
+
+    def agree(self, call, note=""):
+        """Wait until all ranks have come to this call; a list of their notes. `CollectiveMismatch` if calls differ."""
+        raise NotImplementedError
+
+    def send(self, tensor, dst):
+        """Give a contiguous tensor to rank `dst`; returns when it has been taken."""
+        raise NotImplementedError
+
+    def recv(self, tensor, src):
+        """Fill a contiguous tensor from rank `src`."""
+        raise NotImplementedError
+
+    def buffer(self, numel, dtype):
+        """A 1-D tensor that `window` uses in place. All ranks call it together."""
+        raise NotImplementedError
+
+    def window(self, call, flat, reduce):
+        """Agree on `call`, then: what `run` needs of a tensor, with post(step), take(part, step), finish(step), close(plan)."""
+        raise NotImplementedError
+
+    def close(self):
+        """Let go of memory and sockets."""
+
+
+class EmulatedWire:
+    """Delays messages as `Links` would, by sleeping: shows on one machine what a slow network does."""
+
+    def __init__(self, rank, links):
+        self.rank, self.links = rank, links
+        self._in_free_s = 0.0
+
+    def hold(self, src, size_bytes, queued_bytes, ready_s):
+        """Sleep until a message would have arrived that rank `src` could send from `ready_s` on.
+
+        `queued_bytes` leave `src` up to the end of this message; the way in takes one message after the other.
+        """
+        latency_s, bandwidth_Bps = self.links.between(src, self.rank)
+        arrive_s = ready_s + latency_s + queued_bytes / bandwidth_Bps
+        arrive_s = self._in_free_s = max(arrive_s, self._in_free_s + size_bytes / bandwidth_Bps)
+        if (pause_s := arrive_s - now_s()) > 0:
+            time.sleep(pause_s)
+
+
+def describe(tensor):
+    """A tensor in words, for agreement and errors."""
+    return f"{str(tensor.dtype).removeprefix('torch.')}, shape {tuple(tensor.shape)}"

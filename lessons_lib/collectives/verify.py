@@ -1,0 +1,86 @@
+"""Prove a schedule without starting a process."""
+
+from .errors import InvalidSchedule
+from .schedule import OPS
+
+
+def verify(schedule):
+    """Follow every contribution through the rounds and check what each rank ends with.
+
+    Every rank's share of every chunk is one bit; adding is the union of disjoint sets of bits, copying replaces a set.
+
+    Raises:
+        InvalidSchedule: naming round, rank and chunk, when a message names a rank or chunk that does not exist, talks
+            to itself, adds a contribution that is already there, overwrites a chunk that its target sends in the same
+            round or that another message writes, or when a contribution is missing or not wanted at the end.
+    """
+    held = _start(schedule)
+    for number, messages in enumerate(schedule.rounds):
+        _check_round(schedule, number, messages)
+        taken = [(message, held[message.src][message.chunk]) for message in messages]
+        for (_, dst, chunk, op), share in taken:
+            if op == "add" and held[dst][chunk] & share:
+                twice = _ranks(held[dst][chunk] & share)
+                raise InvalidSchedule(f"the contribution of rank {twice[0]} is added a second time", number, dst, chunk)
+            held[dst][chunk] = held[dst][chunk] | share if op == "add" else share
+    _check_end(schedule, held)
+
+
+def _start(schedule):
+    """held[rank][chunk]: a set of contributions, as bits. Before a broadcast or all-gather most ranks hold nothing."""
+    size, chunks = schedule.world_size, schedule.num_chunks
+    if schedule.collective == "broadcast":
+        return [[int(rank == schedule.root) << rank] * chunks for rank in range(size)]
+    if schedule.collective == "all_gather":
+        return [[int(_owner(schedule, chunk) == rank) << rank for chunk in range(chunks)] for rank in range(size)]
+    return [[1 << rank] * chunks for rank in range(size)]
+
+
+def _owner(schedule, chunk):
+    return chunk * schedule.world_size // schedule.num_chunks
+
+
+def _check_round(schedule, number, messages):
+    reading = {(m.src, m.chunk) for m in messages}
+    writing = {}
+    for message in messages:
+        src, dst, chunk, op = message
+        if op not in OPS:
+            raise InvalidSchedule(f"op {op!r} is unknown: add or copy", number, dst, chunk)
+        for name, value, limit in (
+            ("src", src, schedule.world_size),
+            ("dst", dst, schedule.world_size),
+            ("chunk", chunk, schedule.num_chunks),
+        ):
+            if not 0 <= value < limit:
+                raise InvalidSchedule(f"{name} {value} of {message} is not in 0..{limit - 1}", number, dst, chunk)
+        if src == dst:
+            raise InvalidSchedule("the rank sends to itself", number, dst, chunk)
+        if (dst, chunk) in reading:
+            raise InvalidSchedule(f"rank {src} overwrites the chunk while the rank sends it", number, dst, chunk)
+        if (before := writing.get((dst, chunk))) and (before, op) != ("add", "add"):
+            raise InvalidSchedule("two messages write the chunk, and not both add", number, dst, chunk)
+        writing[dst, chunk] = op
+
+
+def _check_end(schedule, held):
+    everybody = (1 << schedule.world_size) - 1
+    for rank, chunks in enumerate(held):
+        for chunk, share in enumerate(chunks):
+            owner = _owner(schedule, chunk)
+            if schedule.collective == "reduce_scatter" and owner != rank:
+                continue
+            wanted = {"broadcast": 1 << schedule.root, "all_gather": 1 << owner}.get(schedule.collective, everybody)
+            if missing := _ranks(wanted & ~share):
+                raise InvalidSchedule(
+                    f"the contribution of rank {missing[0]} is missing at the end",
+                    len(schedule.rounds),
+                    rank,
+                    chunk,
+                )
+            if extra := _ranks(share & ~wanted):
+                raise InvalidSchedule(f"rank {extra[0]}'s data is there at the end", len(schedule.rounds), rank, chunk)
+
+
+def _ranks(bits):
+    return [rank for rank in range(bits.bit_length()) if bits >> rank & 1]

@@ -1,0 +1,176 @@
+"""What runs inside one rank's process: set up, call the function, send back what came of it."""
+
+import io
+import os
+import pickle
+import signal
+import sys
+import threading
+import time
+import traceback
+from dataclasses import dataclass
+from datetime import timedelta
+from multiprocessing import connection, parent_process
+
+import cloudpickle
+import psutil
+import torch
+import torch._dynamo  # an optimiser's first step imports it: here it is loaded once, before the ranks are forked
+import torch.distributed as dist
+
+from .collectives import (
+    CollectiveMismatch,
+    Communicator,
+    Links,
+    RankFailed,
+    SharedMemoryTransport,
+    TorchTransport,
+)
+from .collectives.memory import Block
+
+START_TIMEOUT_S = 120.0
+
+
+@dataclass
+class Setup:
+    """What every rank of one launch is told."""
+
+    world_size: int
+    transport: str
+    algorithm: object
+    links: Links | None
+    timeout_s: float
+    trace: bool
+    num_threads: int
+    meeting_place: str
+    work_name: str
+    work_bytes: int
+
+
+def main(rank, setup, pipe):
+    """The target of a rank's process. Everything it has to say goes through `pipe`, last its "result" or "error"."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    torch.set_num_threads(setup.num_threads)
+    outbox = Outbox(pipe)
+    sys.stdout, sys.stderr = RankStream(outbox, "stdout"), RankStream(outbox, "stderr")
+    comm = None
+    try:
+        comm = _make_communicator(rank, setup)
+        fn, args, kwargs = cloudpickle.loads(Block(setup.work_bytes, setup.work_name).view[: setup.work_bytes])
+        result = fn(comm, *args, **kwargs)
+        comm.close()
+        outbox.send("result", _packed((result, comm.ledger, comm.trace)))
+    except BaseException as error:
+        outbox.send("error", _packed((_without_pickling_trouble(error), _traceback(error), comm and comm.trace)))
+
+
+def _end_with_parent():
+    connection.wait([parent_process().sentinel])
+    os._exit(1)
+
+
+def _make_communicator(rank, setup):
+    if setup.transport == "shared_memory":
+        transport = SharedMemoryTransport(rank, setup.world_size, setup.meeting_place, START_TIMEOUT_S, setup.links)
+        transport.agree("start")
+        transport.timeout_s = setup.timeout_s
+    else:
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
+        store = dist.FileStore(setup.meeting_place, setup.world_size)
+        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=setup.world_size)
+        transport = TorchTransport(setup.timeout_s, setup.links, own_group=True)
+    return Communicator(transport, setup.algorithm, trace=setup.trace)
+
+
+def loopback_interface():
+    """The name of the network interface that leads back to this machine, so that no socket is open to others."""
+    for name, addresses in psutil.net_if_addrs().items():
+        if any(address.address == "127.0.0.1" for address in addresses):
+            return name
+    raise RuntimeError("no network interface has the address 127.0.0.1, which ranks need for transport='torch'")
+
+
+class _Pickler(cloudpickle.Pickler):
+    """Pickles a tensor that is part of a larger one alone, without the rest."""
+
+    def reducer_override(self, obj):
+        if type(obj) is torch.Tensor and obj.layout == torch.strided and obj.untyped_storage().nbytes() > obj.nbytes:
+            return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
+        return super().reducer_override(obj)
+
+
+def _packed(value):
+    file = io.BytesIO()
+    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
+    return file.getvalue()
+
+
+def _without_pickling_trouble(error):
+    """The error itself where the parent needs its parts, else its type and text: any exception can be told about."""
+    if isinstance(error, (RankFailed, CollectiveMismatch)):
+        return error
+    if isinstance(error, SystemExit):
+        return f"called sys.exit({error.code!r})"
+    return f"raised {type(error).__name__}: {error}"
+
+
+def _traceback(error):
+    """The traceback without the frames of this module."""
+    frames = error.__traceback__
+    while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames))
+
+
+class Outbox:
+    """Sends (kind, data) to the launcher; text that comes fast is sent in bundles, late by 20 ms at most."""
+
+    def __init__(self, pipe):
+        self._pipe, self._lock = pipe, threading.Lock()
+        self._texts, self._wake, self._sent_s = [], threading.Event(), 0.0
+        threading.Thread(target=self._flush_often, daemon=True).start()
+
+    def send(self, kind, data):
+        with self._lock:
+            self._flush()
+            self._pipe.send((kind, data))
+
+    def write(self, stream, text):
+        with self._lock:
+            self._texts.append((stream, text))
+            if time.monotonic() - self._sent_s > 0.02:
+                self._flush()
+            else:
+                self._wake.set()
+
+    def _flush(self):
+        if self._texts:
+            self._pipe.send(("text", self._texts))
+            self._texts, self._sent_s = [], time.monotonic()
+
+    def _flush_often(self):
+        while True:
+            self._wake.wait()
+            time.sleep(0.02)
+            self._wake.clear()
+            with self._lock:
+                self._flush()
+
+
+class RankStream(io.TextIOBase):
+    """A rank's stdout or stderr."""
+
+    encoding = "utf-8"
+
+    def __init__(self, outbox, stream):
+        self._outbox, self._stream = outbox, stream
+
+    def writable(self):
+        return True
+
+    def write(self, text):
+        if text:
+            self._outbox.write(self._stream, text)
+        return len(text)
