@@ -3,14 +3,20 @@
 
 def pytest_addoption(parser):
     group = parser.getgroup("gradient-to-cluster")
-    group.addoption(
-        "--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium"
-    )
-    group.addoption(
-        "--fresh-environment", action="store_true", help="install binder/ into a new environment (minutes)"
-    )
+    group.addoption("--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium")
+    group.addoption("--fresh-environment", action="store_true", help="install binder/ into a new environment (minutes)")
 
 
 def pytest_itemcollected(item):
     if hasattr(item, "output_timeout"):  # a notebook cell of nbval, which waits 5 s for output by default
         item.output_timeout = 60
+
+
+def pytest_terminal_summary(terminalreporter):
+    """List what tests recorded as "took": a time is worth reading and never a reason to fail."""
+    reports = [report for kind in ("passed", "failed") for report in terminalreporter.stats.get(kind, [])]
+    lines = [text for report in reports for name, text in getattr(report, "user_properties", []) if name == "took"]
+    if lines:
+        terminalreporter.section("notebooks")
+        for line in lines:
+            terminalreporter.line(line)

@@ -41,9 +41,7 @@ CASES = [(torch.tensor([1.0, 2.0, 6.0]),), (torch.arange(1.0, 12.0),)]
 
 
 def exercise(**changes):
-    return Exercise(
-        **{"reference": mean, "cases": CASES, "mistakes": MISTAKES, "hints": ["Add.", "Divide."]} | changes
-    )
+    return Exercise(**{"reference": mean, "cases": CASES, "mistakes": MISTAKES, "hints": ["Add.", "Divide."]} | changes)
 
 
 def cell(source):
@@ -101,9 +99,7 @@ def test_a_scaffold_that_returns_dots_is_not_attempted():
     assert exercise().check(scaffold).state == "not attempted"
 
 
-@pytest.mark.parametrize(
-    "answer", [mean, torch.mean, lambda values: values.mean(), np.mean and (lambda v: v.mean())]
-)
+@pytest.mark.parametrize("answer", [mean, torch.mean, lambda values: values.mean(), np.mean and (lambda v: v.mean())])
 def test_the_reference_and_other_forms_are_correct(answer):
     assert exercise().check(answer).state == "correct"
 
@@ -177,9 +173,7 @@ def test_a_missing_return_is_noticed():
     def answer(values):
         values.mean()
 
-    assert (
-        "expected a tensor of shape (), got None (is a `return` missing?)" in exercise().check(answer).message
-    )
+    assert "expected a tensor of shape (), got None (is a `return` missing?)" in exercise().check(answer).message
 
 
 def test_an_answer_cannot_spoil_the_arguments_of_the_next_run():
@@ -279,9 +273,7 @@ def test_the_solution_is_the_source_of_the_reference(capsys):
 
 
 def test_verdicts_say_the_same_in_text_and_html():
-    verdicts = [
-        exercise().check(answer) for answer in (None, mean, forgot_to_divide, lambda v: f"<b>{v.mean()}")
-    ]
+    verdicts = [exercise().check(answer) for answer in (None, mean, forgot_to_divide, lambda v: f"<b>{v.mean()}")]
     for verdict in verdicts:
         plain = html.unescape(re.sub(r"<[^>]*>", "", verdict._repr_html_()))
         assert plain.split() == repr(verdict).replace("`", "").split()

@@ -1,0 +1,141 @@
+"""The lessons as files, and the lessons as a learner leaves them who has solved every exercise.
+
+nbval runs each notebook as it is shipped and compares its outputs (`--nbval` in pyproject.toml).
+"""
+
+import getpass
+import json
+import pathlib
+import re
+import socket
+import statistics
+import sys
+
+import nbformat
+import pytest
+from rerun import ROOT, WIDGET_VIEW, execute, fill
+
+from lessons_lib.exercises import all_exercises
+
+NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
+MACHINE = re.compile(r"(?<![\w.])/(?:work|root|home|Users|tmp)/[\w.]|\\Users\\|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
+MAX_BYTES = 1.2e9
+
+every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+
+
+def read(path):
+    return nbformat.read(path, as_version=nbformat.NO_CONVERT)
+
+
+def code_cells(notebook):
+    return [cell for cell in notebook.cells if cell.cell_type == "code"]
+
+
+def tags(cell):
+    return cell.metadata.get("tags", [])
+
+
+def text_of(output):
+    """All that an output shows, pictures left out."""
+    shown = {kind: value for kind, value in output.get("data", {}).items() if not kind.startswith("image/p")}
+    return json.dumps([shown, output.get("text", "")], ensure_ascii=False)
+
+
+def verdicts(notebook):
+    """What each cell with a check shows, as plain text."""
+    cells = [cell for cell in code_cells(notebook) if ".check(" in cell.source]
+    return ["".join(o.get("data", {}).get("text/plain", "") for o in cell.outputs) for cell in cells]
+
+
+@every_notebook
+def test_format(path):
+    notebook = read(path)
+    nbformat.validate(notebook)
+    assert (notebook.nbformat, notebook.nbformat_minor) == (4, 5)
+    assert set(notebook.metadata) <= {"kernelspec", "language_info"}
+    assert notebook.metadata.kernelspec.name == "python3"
+    ids = [cell.id for cell in notebook.cells]
+    assert len(set(ids)) == len(ids)
+    assert path.stat().st_size < 1_000_000
+
+
+@every_notebook
+def test_every_cell_was_run_once_in_order(path):
+    counts = [cell.execution_count for cell in code_cells(read(path))]
+    assert counts == list(range(1, len(counts) + 1))
+
+
+@every_notebook
+def test_outputs_hold_nothing_of_the_machine_that_made_them(path):
+    names = {name for name in (socket.gethostname(), getpass.getuser()) if name not in ("root", "runner", "localhost")}
+    own = re.compile("|".join([MACHINE.pattern, re.escape(str(ROOT)), *(rf"\b{re.escape(n)}\b" for n in names)]))
+    for cell in code_cells(read(path)):
+        assert set(cell.metadata) <= {"tags"}, "no timestamps, no widget states: run tests/rerun.py"
+        for output in cell.outputs:
+            assert output.output_type != "error", output.get("evalue")
+            assert WIDGET_VIEW not in output.get("data", {}), "run tests/rerun.py"
+            assert not (found := own.search(text_of(output))), f"{found.group()!r} below {cell.source!r}"
+
+
+@every_notebook
+def test_cells_are_short(path):
+    lengths = [len(cell.source.splitlines()) for cell in code_cells(read(path))]
+    assert max(lengths) <= 20 and min(lengths) > 0
+    assert statistics.median(lengths) <= 8
+
+
+@every_notebook
+def test_most_outputs_are_compared(path):
+    printing = [cell for cell in code_cells(read(path)) if cell.outputs]
+    ignored = [cell for cell in printing if "nbval-ignore-output" in tags(cell)]
+    assert len(ignored) <= len(printing) / 3
+    assert not any("nbval-skip" in tags(cell) or "NBVAL_" in cell.source for cell in code_cells(read(path)))
+
+
+@every_notebook
+def test_prose_is_short_and_says_what_to_expect(path):
+    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
+    assert sum(len(source.split()) for source in prose) <= 2500
+    first = read(path).cells[0].source
+    assert read(path).cells[0].cell_type == "markdown" and first.startswith("# ")
+    assert "?" in first and "minutes" in first, "the first cell has the title, the question and the minutes"
+
+
+@every_notebook
+def test_exercises_are_stubs_each_with_its_check(path):
+    cells = code_cells(read(path))
+    stubs = [i for i, cell in enumerate(cells) if "exercise" in tags(cell)]
+    assert len(stubs) >= 2
+    for i in stubs:
+        name = re.search(r"^(?:def|class) (\w+)", cells[i].source, re.MULTILINE).group(1)
+        assert ".check(" not in cells[i].source
+        assert re.search(r"exercise\.(\w+)\.check\(\1\)", cells[i + 1].source).group(1) == name
+    said = verdicts(read(path))
+    assert len(said) == len(stubs) and all(": not attempted." in text for text in said)
+
+
+@every_notebook
+def test_solved(path, record_property):
+    """With the references in the stubs' place every check says correct, in the memory of a small machine."""
+    notebook = read(path)
+    names = fill(notebook)
+    measured = execute(notebook, path.parent)
+    record_property("took", f"{path.stem}, solved: {measured}")
+    said = verdicts(notebook)
+    assert len(said) == len(names) and all(": correct." in text for text in said), said
+    if sys.platform == "linux":
+        assert measured.peak_bytes <= MAX_BYTES
+
+
+def test_every_exercise_is_asked_in_its_lesson():
+    modules = {path.stem.split("-", 1)[1].replace("-", "_") for path in NOTEBOOKS}
+    assert set(all_exercises()) <= modules
+    for path in NOTEBOOKS:
+        module = path.stem.split("-", 1)[1].replace("-", "_")
+        assert set(fill(read(path))) == set(all_exercises()[module])
+
+
+def test_the_readme_lists_the_lessons():
+    linked = re.findall(r"\]\(notebooks/([\w-]+\.ipynb)\)", pathlib.Path(ROOT / "README.md").read_text("utf-8"))
+    assert [path.name for path in NOTEBOOKS] == linked
