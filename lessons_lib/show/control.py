@@ -1,0 +1,125 @@
+"""Sliders and menus that re-draw a picture, and leave a still picture on a page that runs nothing.
+
+The picture is a PNG in a `widgets.Image`: no `Output` widget and no pyplot, so it works beside a running
+cell too.
+"""
+
+import html
+import time
+import traceback
+
+import ipywidgets as widgets
+from matplotlib.figure import Figure
+
+from .style import Picture, picture
+
+_LIVE_S = 0.3  # a picture that is drawn faster follows the slider while it moves
+
+
+class Control:
+    """Widgets that feed `draw`, and the picture it returns; displays itself.
+
+    widgets: {name: widget}; image: the `widgets.Image`; message: the `widgets.HTML` for an error of `draw`;
+    picture: the `Picture` shown now; still: the one for pages without a kernel (default: the first).
+    """
+
+    def __init__(self, draw, inputs, continuous=None, still=None, extra=()):
+        self.widgets, self._draw = inputs, draw
+        started_s = time.perf_counter()
+        self.picture = self._drawn()
+        cheap = time.perf_counter() - started_s < _LIVE_S if continuous is None else continuous
+        self.still = still or self.picture
+        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain"))
+        self.message = widgets.HTML()
+        for widget in inputs.values():
+            if widget.has_trait("continuous_update"):
+                widget.continuous_update = cheap
+            widget.observe(self._redraw, "value")
+        self._show()
+        self.box = widgets.VBox([*extra, *inputs.values(), self.image, self.message])
+
+    @property
+    def values(self):
+        """{name: value} as `draw` gets them now."""
+        return {name: widget.value for name, widget in self.widgets.items()}
+
+    def _drawn(self):
+        drawn = self._draw(**self.values)
+        if isinstance(drawn, Figure):
+            drawn = picture(drawn)
+        if not isinstance(drawn, Picture):
+            raise TypeError(f"draw must return a Picture or a matplotlib Figure, got {type(drawn).__name__}")
+        return drawn
+
+    def _show(self):
+        self.image.value = self.picture.png()
+        self.image.layout.width = f"{self.picture.size[0]}px"
+
+    def _redraw(self, change):
+        try:
+            self.picture = self._drawn()
+            self._show()
+            self.message.value = ""
+        except Exception as error:
+            values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
+            what = "".join(traceback.format_exception_only(error)).strip()
+            where = traceback.extract_tb(error.__traceback__)[-1]
+            text = f"{what}\nin {where.name}, line {where.lineno}, with {values}. Above: the picture before."
+            style = "color:#B00020;white-space:pre-wrap"
+            self.message.value = f'<pre role="alert" style="{style}">{html.escape(text)}</pre>'
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        data, metadata = self.still._repr_mimebundle_()
+        box = self.box._repr_mimebundle_() or {}
+        view = "application/vnd.jupyter.widget-view+json"
+        return data | {mime: value for mime, value in box.items() if mime == view}, metadata
+
+
+def control(draw, *, continuous=None, **specs):
+    """A `Control`: one input for each keyword, and the picture `draw(**values)`, drawn anew on every change.
+
+    draw: called with the values by name; returns a `Picture` or a matplotlib `Figure`.
+    specs: name=(low, high, step, start), a slider, of whole numbers if all four are; name=[choices], a
+    slider over the choices if they are numbers and a menu if not; name=True or False, a tick box; or any
+    ipywidgets input.
+    continuous: re-draw while a slider moves (True), or when it is let go (False); None: if the first was
+    quick. An error of the first picture is raised; a later one is shown below the picture.
+    Raises TypeError or ValueError for a spec that doesn't fit.
+    """
+    if not callable(draw):
+        raise TypeError(f"draw must be a function of the values, got {type(draw).__name__}")
+    if not specs:
+        raise ValueError("control needs at least one input, such as step=(0.0, 1.0, 0.05, 0.1)")
+    return Control(draw, {name: _widget(name, spec) for name, spec in specs.items()}, continuous)
+
+
+def _widget(name, spec):
+    look = {
+        "description": name.replace("_", " "),
+        "style": {"description_width": "initial"},
+        "layout": widgets.Layout(width="min(32rem, 100%)"),
+    }
+    if isinstance(spec, widgets.Widget) and spec.has_trait("value"):
+        spec.description = spec.description or look["description"]
+        return spec
+    if isinstance(spec, bool):
+        return widgets.Checkbox(value=spec, indent=False, **look)
+    if isinstance(spec, list) and spec:
+        numbers = all(_is_number(choice) for choice in spec)
+        return (widgets.SelectionSlider if numbers else widgets.Dropdown)(options=spec, value=spec[0], **look)
+    if isinstance(spec, tuple) and len(spec) == 4 and all(map(_is_number, spec)):
+        low, high, step, start = spec
+        if not (low <= start <= high and low < high and step > 0):
+            raise ValueError(f"{name}={spec!r}: need low < high, step > 0 and low ≤ start ≤ high")
+        whole = all(isinstance(each, int) for each in spec)
+        bounds = {"min": low, "max": high, "step": step, "value": start}
+        if whole:
+            return widgets.IntSlider(**bounds, **look)
+        return widgets.FloatSlider(**bounds, readout_format=".4g", **look)
+    raise TypeError(
+        f"{name}={spec!r} is no input: give (low, high, step, start), a list of choices, a bool or a widget"
+    )
+
+
+def _is_number(value):
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

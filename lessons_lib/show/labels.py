@@ -1,0 +1,140 @@
+"""Direct labels: text beside the thing it names, moved apart so that no two overlap."""
+
+import numbers
+
+import numpy as np
+from matplotlib.artist import Artist
+from matplotlib.lines import Line2D
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox, ScaledTranslation
+
+from .style import COLOURS, INK, text_colour
+
+
+def spread(centres, sizes, low, high):
+    """Centres moved as little as possible, so that intervals of these sizes are disjoint and in [low, high].
+
+    Minimises Σ (cᵢ' − cᵢ)² subject to cᵢ₊₁' − cᵢ' ≥ (sᵢ + sᵢ₊₁) / 2 by pooling adjacent violators.
+    """
+    order = np.argsort(centres, kind="stable")
+    sizes = np.asarray(sizes, dtype=float)[order]
+    shift = np.cumsum(sizes) - sizes / 2
+    pools = []
+    for value in np.asarray(centres, dtype=float)[order] - shift:
+        pools.append([value, 1])
+        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
+            (b, m), (a, n) = pools.pop(), pools.pop()
+            pools.append([(a * n + b * m) / (n + m), n + m])
+    start = np.repeat([value for value, _ in pools], [n for _, n in pools])
+    moved = np.empty(len(sizes))
+    moved[order] = np.clip(start, low, max(low, high - sizes.sum())) + shift
+    return moved
+
+
+class EdgeLabels(Artist):
+    """Labels along the "right" or "top" edge of axes, joined by a thin line to the points they name.
+
+    They are placed while drawing, so they follow when limits or sizes change, and the layout makes room for
+    them.
+    """
+
+    def __init__(self, ax, edge):
+        super().__init__()
+        self.ax, self.edge, self.items = ax, edge, []
+        self.set_clip_on(False)
+        ax.add_artist(self)
+
+    def add(self, x, y, label, colour):
+        """Label the point (x, y) in data coordinates; None stands for the edge itself."""
+        side = {"ha": "left", "va": "center"} if self.edge == "right" else {"ha": "center", "va": "bottom"}
+        text = Text(0, 0, label, color=text_colour(colour), fontsize=10, **side)
+        leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)))
+        for artist in (text, leader):
+            artist.set_figure(self.ax.get_figure(root=True))
+        self.items.append((x, y, text, leader))
+
+    def _place(self, renderer):
+        box, scale = self.ax.bbox, renderer.points_to_pixels(1)
+        across = self.edge == "top"
+        points = []
+        for x, y, _, _ in self.items:
+            at = self.ax.transData.transform((1 if x is None else x, 1 if y is None else y))
+            px = box.x1 if x is None else np.clip(at[0], box.x0, box.x1)
+            points.append((px, box.y1 if y is None else np.clip(at[1], box.y0, box.y1)))
+        extents = [text.get_window_extent(renderer) for _, _, text, _ in self.items]
+        sizes = [(e.width + 8 * scale) if across else (e.height + 1.5 * scale) for e in extents]
+        low, high = (box.x0, box.x1 + 40 * scale) if across else (box.y0 - 4 * scale, box.y1 + 6 * scale)
+        places = spread([p[0 if across else 1] for p in points], sizes, low, high)
+        for (px, py), place, (*_, text, leader) in zip(points, places, self.items, strict=True):
+            if across:
+                text.set_position((place, box.y1 + 4 * scale))
+                leader.set_data([px, place], [box.y1, box.y1 + 3 * scale])
+            else:
+                text.set_position((box.x1 + 12 * scale, place))
+                leader.set_data([px + 2 * scale, box.x1 + 10 * scale], [py, place])
+
+    def get_tightbbox(self, renderer=None):
+        if not self.items or renderer is None:
+            return None
+        self._place(renderer)
+        return Bbox.union([text.get_window_extent(renderer) for _, _, text, _ in self.items])
+
+    def draw(self, renderer):
+        if self.items and self.get_visible():
+            self._place(renderer)
+            for _, _, text, leader in self.items:
+                leader.draw(renderer)
+                text.draw(renderer)
+
+
+def edge_labels(ax, edge="right"):
+    """The `EdgeLabels` of these axes, made when there are none yet."""
+    found = [a for a in ax.get_children() if isinstance(a, EdgeLabels) and a.edge == edge]
+    return found[0] if found else EdgeLabels(ax, edge)
+
+
+def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
+    """A labelled straight line across `ax` at `value` of the axis "x" (upright line) or "y" (level line)."""
+    if axis not in ("x", "y"):
+        raise ValueError(f'axis must be "x" or "y", got {axis!r}')
+    across = ax.axvline if axis == "x" else ax.axhline
+    across(value, color=colour, linestyle=linestyle, linewidth=1.4, zorder=1.8)
+    if axis == "y":
+        return edge_labels(ax, "right").add(None, value, label, colour)
+    edge_labels(ax, "top").add(value, None, label, colour)
+    ax.title_pad = max(24, ax.title_pad)
+    title = ax.get_title(loc="left")
+    return ax.set_title(title) if title else None
+
+
+def key(ax, entries):
+    """Samples in a row between title and axes; entries: [(`Patch` or `Line2D`, name), …]."""
+    letters = 11 * ax.get_figure(root=True).get_figwidth()
+    columns = max(1, min(len(entries), int(letters / (6 + max(len(str(name)) for _, name in entries)))))
+    lift = 16 * any(isinstance(each, EdgeLabels) and each.edge == "top" for each in ax.get_children())
+    ax.legend(
+        *zip(*entries, strict=True),
+        loc="lower left",
+        bbox_to_anchor=(-0.01, 1.0),
+        bbox_transform=ax.transAxes + ScaledTranslation(0, lift / 72, ax.get_figure(root=True).dpi_scale_trans),
+        ncols=columns,
+        frameon=False,
+        fontsize=10,
+        borderpad=0.2,
+        handlelength=2.4,
+        columnspacing=1.4,
+        handletextpad=0.5,
+    )
+    ax.title_pad = 8 + lift + 17 * -(-len(entries) // columns)
+    title = ax.get_title(loc="left")
+    return ax.set_title(title) if title else None
+
+
+def draw_guess(ax, guess, axis="y", unit=""):
+    """The learner's guess as a dashed, labelled line. None or `...` (not guessed yet) draws nothing."""
+    if guess is None or guess is ...:
+        return
+    if isinstance(guess, bool) or not isinstance(guess, numbers.Real) or not np.isfinite(guess):
+        raise TypeError(f"guess must be a finite number (or None), got {guess!r}")
+    label = f"your guess: {float(guess):g}{' ' * bool(unit)}{unit}"
+    mark(ax, float(guess), label, axis, COLOURS["guess"], linestyle=(0, (6, 3)))

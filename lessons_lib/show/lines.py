@@ -1,0 +1,124 @@
+"""Curves with their names at their ends, and the loss curves of training runs."""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from .labels import draw_guess, edge_labels, mark
+from .style import LINE_STYLES, MARKERS, assign_colours, figure, log_axis, picture
+
+_MARKED_POINTS = 30  # a curve of at most so many points shows each of them
+
+
+def lines(
+    series,
+    xlabel,
+    ylabel,
+    title="",
+    *,
+    logx=False,
+    logy=False,
+    guess=None,
+    guess_axis="y",
+    marks=None,
+    levels=None,
+    xlim=None,
+    ylim=None,
+    colours=None,
+    ax=None,
+):
+    """Curves, each named at its end; a `Picture`.
+
+    series: {name: y} or {name: (x, y)}, one-dimensional lists, arrays or tensors. Without x: 0, 1, 2, …
+    Values that are not finite are left out.
+    xlabel, ylabel: what the axes show, with the unit: "step", "time (ms)".
+    guess: the learner's number, a dashed line at that x or y (`guess_axis`); None or `...` draws none.
+    marks, levels: {label: x} and {label: y}, labelled upright and level lines: theory beside a measurement.
+    colours: {name: colour, or the name of a thing in `COLOURS`}. ax: draw here, not in a figure of its own.
+    Raises ValueError or TypeError for series that are empty or don't fit.
+    """
+    series = {name: _points(name, values) for name, values in _mapping(series, "series").items()}
+    fig = ax.get_figure(root=True) if ax is not None else None
+    if ax is None:
+        fig, ax = figure()
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax.margins(x=0.02)
+    for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
+        log_axis(axis, np.concatenate([(x if axis is ax.xaxis else y) for x, y in series.values()]))
+    chosen = assign_colours(series, colours)
+    for i, (name, (x, y)) in enumerate(series.items()):
+        dots = MARKERS[i % len(MARKERS)] if len(x) <= _MARKED_POINTS else None
+        style = LINE_STYLES[i % len(LINE_STYLES)]
+        ax.plot(x, y, color=chosen[name], linestyle=style, marker=dots, markersize=5, linewidth=2, label=name)
+        _label_end(ax, x, y, name, chosen[name], logx, logy)
+    if title:
+        ax.set_title(title)
+    for axis, lines_there in (("x", marks), ("y", levels)):
+        for label, value in _mapping(lines_there or {}, "marks" if axis == "x" else "levels").items():
+            mark(ax, float(value), label, axis, linestyle=(0, (2, 2)))
+    draw_guess(ax, guess, guess_axis)
+    for limits, setter in ((xlim, ax.set_xlim), (ylim, ax.set_ylim)):
+        if limits is not None:
+            setter(limits)
+    return picture(fig, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
+
+
+def _mapping(value, argument):
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{argument} must be a dict {{name: values}}, got {type(value).__name__}")
+    return value
+
+
+def _points(name, values):
+    pair = isinstance(values, tuple) and len(values) == 2 and np.ndim(values[0]) == 1
+    x, y = values if pair else (None, values)
+    try:
+        y = np.asarray(y, dtype=float)
+        x = np.arange(len(y)) if x is None else np.asarray(x, dtype=float)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"series {name!r} must be numbers y or a pair (x, y) of numbers: {error}") from None
+    if y.ndim != 1 or x.shape != y.shape or not len(y):
+        raise ValueError(f"series {name!r} needs x and y of one shape (N,), N ≥ 1, got {x.shape} and {y.shape}")
+    return x, np.where(np.isfinite(y), y, np.nan)
+
+
+def _label_end(ax, x, y, name, colour, logx, logy):
+    seen = np.isfinite(y) & np.isfinite(x) & ((x > 0) | (not logx)) & ((y > 0) | (not logy))
+    if seen.any():
+        last = np.flatnonzero(seen)[-1]
+        edge_labels(ax).add(x[last], y[last], str(name), colour)
+
+
+def history(histories, title="", *, logy=False, smooth=1, guess=None, colours=None):
+    """Loss curves of training runs, and beside them the accuracy by epoch when a run has one; a `Picture`.
+
+    histories: a `train.History`, or {name: History or list of losses, one a step}.
+    smooth: mean over so many steps (≥ 1) is drawn in place of the single losses. guess: a loss (level line).
+    Raises ValueError when there is nothing to draw.
+    """
+    if not isinstance(histories, Mapping):
+        histories = {"loss": histories}
+    if not histories:
+        raise ValueError("histories is empty: give {name: History}")
+    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
+        raise ValueError(f"smooth must be a whole number of steps from 1 up, got {smooth!r}")
+    losses = {name: _mean(getattr(run, "losses", run), smooth) for name, run in histories.items()}
+    accuracies = {name: getattr(run, "accuracies", None) for name, run in histories.items()}
+    accuracies = {name: 100 * np.asarray(each, dtype=float) for name, each in accuracies.items() if each}
+    fig, axes = figure(width=9.5 if accuracies else 7, columns=2 if accuracies else 1)
+    left = axes[0] if accuracies else axes
+    colours = assign_colours(histories, colours)
+    what = "loss" if smooth == 1 else f"loss (mean of {smooth} steps)"
+    lines(losses, "step", what, title, logy=logy, guess=guess, colours=colours, ax=left)
+    if accuracies:
+        by_epoch = {name: (np.arange(1, len(values) + 1), values) for name, values in accuracies.items()}
+        lines(by_epoch, "epoch", "accuracy (%)", " " if title else "", colours=colours, ax=axes[1])
+        axes[1].xaxis.get_major_locator().set_params(integer=True)
+    return picture(fig, f"{title or 'loss by step'}: {', '.join(map(str, histories))}")
+
+
+def _mean(losses, smooth):
+    losses = np.asarray(losses, dtype=float)
+    smooth = min(smooth, max(1, len(losses)))
+    steps = np.arange(len(losses) - smooth + 1) + smooth - 1
+    return steps, np.convolve(losses, np.ones(smooth) / smooth, mode="valid") if len(losses) else losses

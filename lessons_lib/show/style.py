@@ -1,0 +1,222 @@
+"""The one look of every figure: the palette, styled axes, and `Picture`, which displays itself.
+
+Colours are Okabe and Ito's, which survive the common kinds of colour blindness; what must survive grey print
+too also differs in hatch, marker or line style. Figures are plain `matplotlib.figure.Figure` objects: there
+is no pyplot state, so a callback may draw beside a running cell.
+"""
+
+import io
+import math
+import re
+import textwrap
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
+from PIL import Image
+
+INK, GREY, PALE = "#222222", "#767676", "#F2F2F2"
+_BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
+_PURPLE, _SKY, _YELLOW, _SLATE = "#CC79A7", "#56B4E9", "#E8D83A", "#5B5B6B"
+
+RANK_COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILION, _PURPLE, _SKY, _YELLOW, _SLATE)
+COLOURS = {
+    # algorithms
+    "ring": _BLUE,
+    "star": _VERMILION,
+    "tree": _GREEN,
+    "direct": _PURPLE,
+    "halving_doubling": _ORANGE,
+    "hierarchical": _SKY,
+    "torch": _SLATE,
+    # optimisers
+    "sgd": _BLUE,
+    "momentum": _ORANGE,
+    "rmsprop": _GREEN,
+    "adam": _VERMILION,
+    "adamw": _PURPLE,
+    # what a rank is doing
+    "compute": _BLUE,
+    "send": _ORANGE,
+    "recv": _SKY,
+    "add": _GREEN,
+    "copy": _PURPLE,
+    "wait": "#B8B8B8",
+    # the learner
+    "guess": "#A3157A",
+}
+LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
+MARKERS = "os^DvPX*"
+HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "|||")
+_PIXEL_RATIO = 2  # of the PNG to its size on the page: sharp on a high-density screen
+_PAGE_DPI = 100  # a 10-point letter is 14 page pixels high
+
+
+def rank_colour(rank):
+    """The colour of rank `rank`, the same in every lesson; from rank 8 on the colours come round again."""
+    if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
+        raise ValueError(f"rank must be an integer from 0 up, got {rank!r}")
+    return RANK_COLOURS[rank % len(RANK_COLOURS)]
+
+
+def colour(name):
+    """The colour of a thing: a key of `COLOURS` (case, spaces and hyphens are free) or "rank 3".
+
+    Raises ValueError for a name that has no colour of its own.
+    """
+    found = find_colour(name)
+    if found is None:
+        raise ValueError(f"no colour for {name!r}; names are {', '.join(COLOURS)}, 'rank 0', 'rank 1', …")
+    return found
+
+
+def find_colour(name):
+    key = re.sub(r"[\s-]+", "_", str(name).strip().lower())
+    rank = re.fullmatch(r"rank_(\d+)", key)
+    return rank_colour(int(rank[1])) if rank else COLOURS.get(key)
+
+
+def assign_colours(names, colours=None):
+    """{name: colour}: the wish in `colours` (a colour or known thing), else its own, else a free one."""
+    chosen = {}
+    for name in names:
+        wish = (colours or {}).get(name)
+        chosen[name] = (find_colour(wish) or wish) if wish else find_colour(name)
+    free = [each for each in RANK_COLOURS if each not in chosen.values()] or list(RANK_COLOURS)
+    nameless = [name for name in names if chosen[name] is None]
+    return chosen | {name: free[i % len(free)] for i, name in enumerate(nameless)}
+
+
+def text_colour(of):
+    """`of`, darkened until text in it is readable on white (contrast 4.5 : 1 or more)."""
+    rgb = to_rgb(of)
+    while (1.05 / (_luminance(rgb) + 0.05)) < 4.5:
+        rgb = tuple(0.93 * part for part in rgb)
+    return rgb
+
+
+def _luminance(rgb):
+    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
+    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+
+class LessonAxes(Axes):
+    """Axes with a title that starts at the left and wraps instead of running out of the picture."""
+
+    title_pad = 8
+
+    def set_title(self, label, fontdict=None, loc="left", pad=None, **options):
+        grid = self.get_subplotspec()
+        columns = grid.get_gridspec().ncols if grid else 1
+        letters = max(16, int(11.5 * self.get_figure(root=True).get_figwidth() / columns) - 8)
+        wrapped = "\n".join(textwrap.fill(line, letters) for line in str(label).split("\n"))
+        options = {"fontsize": 12 if columns == 1 else 11, "color": INK} | options
+        return super().set_title(wrapped, fontdict, loc, self.title_pad if pad is None else pad, **options)
+
+
+def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
+    """A styled figure: `(fig, ax)`, or `(fig, axes)` with `axes` an array when there are several.
+
+    width, height: inches on the page, at 100 pixels an inch. `subplots` goes to `Figure.subplots`
+    (sharey=True). Show it with `show.picture(fig)`. Raises ValueError for sizes that are not positive.
+    """
+    for argument, value in (("width", width), ("height", height), ("columns", columns), ("rows", rows)):
+        if not value > 0:
+            raise ValueError(f"{argument} must be greater than 0, got {value!r}")
+    fig = Figure(figsize=(width, height), dpi=_PAGE_DPI, layout="constrained", facecolor="white")
+    fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
+    keywords = {"axes_class": LessonAxes} | subplots.pop("subplot_kw", {})
+    axes = fig.subplots(rows, columns, subplot_kw=keywords, **subplots)
+    for ax in fig.axes:
+        ax.spines[["top", "right"]].set_visible(False)
+        ax.spines[["left", "bottom"]].set_color(GREY)
+        ax.tick_params(labelsize=10, color=GREY, labelcolor=INK)
+        ax.grid(color="#E4E4E4", linewidth=0.8)
+        ax.set_axisbelow(True)
+    return fig, axes
+
+
+class Picture:
+    """A finished figure that displays itself as a PNG.
+
+    figure: the matplotlib Figure. alt: what it shows, in a line; also the plain-text form, so it holds
+    nothing that differs from machine to machine.
+    """
+
+    def __init__(self, figure, alt="figure"):
+        if not isinstance(figure, Figure):
+            raise TypeError(f"figure must be a matplotlib.figure.Figure, got {type(figure).__name__}")
+        self.figure, self.alt = figure, alt
+
+    def png(self):
+        """The picture as PNG bytes, `_PIXEL_RATIO` pixels to a page pixel."""
+        raw, out, dpi = io.BytesIO(), io.BytesIO(), _PIXEL_RATIO * _PAGE_DPI
+        self.figure.savefig(raw, format="raw", dpi=dpi)
+        size = tuple(int(inches * dpi) for inches in self.figure.get_size_inches())
+        image = Image.frombuffer("RGBA", size, raw.getvalue(), "raw", "RGBA", 0, 1).convert("RGB")
+        # A quarter of the bytes of full colour (lessons carry their pictures); the background stays exact.
+        indexed = image.quantize(255, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+        colours, back = indexed.getpalette(), 3 * indexed.getpixel((0, 0))
+        colours[back : back + 3] = image.getpixel((0, 0))
+        indexed.putpalette(colours)
+        indexed.save(out, "png")
+        return out.getvalue()
+
+    def save(self, path):
+        """Write the picture to `path`; the ending gives the format (.png, .svg, .pdf)."""
+        self.figure.savefig(path, dpi=_PIXEL_RATIO * _PAGE_DPI)
+
+    @property
+    def size(self):
+        """(width, height) on the page in pixels."""
+        return tuple(round(inches * _PAGE_DPI) for inches in self.figure.get_size_inches())
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        width, height = self.size
+        metadata = {"image/png": {"width": width, "height": height, "alt": self.alt}}
+        return {"text/plain": repr(self), "image/png": self.png()}, metadata
+
+    def __repr__(self):
+        return f"<Picture: {self.alt}>"
+
+
+def picture(figure, alt=""):
+    """The `Picture` of a matplotlib Figure; `alt` describes it in a line (default: the titles in it)."""
+    if isinstance(figure, Figure) and not alt:
+        titles = [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center")]
+        alt = "; ".join(" ".join(title.split()) for title in titles if title)
+    return Picture(figure, alt or "figure")
+
+
+def si(value, units):
+    """(size, name) of the unit in which `value` reads well; units: [(size, name), …], largest first."""
+    for size, name in units:
+        if value >= size:
+            return size, name
+    return units[-1]
+
+
+TIME_UNITS = [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")]
+BYTE_UNITS = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1, "bytes")]
+
+
+def log_axis(axis, values):
+    """Make `axis` logarithmic with plain numbers at its ticks; few powers of two are ticks themselves."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    values = np.unique(values[np.isfinite(values) & (values > 0)])
+    spread = np.ptp(np.log10(values)) if len(values) else 0
+    if 1 < len(values) <= 11 and np.all(np.log2(values) % 1 == 0):
+        axis.set_major_locator(FixedLocator(values))
+    else:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 2 else (1,), numticks=9))
+    axis.set_major_formatter(lambda value, _: f"{value:g}" if 1e-3 <= value < 1e5 else _power(value))
+    axis.set_minor_formatter(NullFormatter())
+    if isinstance(axis.get_major_locator(), FixedLocator):
+        axis.set_minor_locator(NullLocator())
+
+
+def _power(value):
+    digits = str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{digits}" if math.log10(value) % 1 == 0 else f"{value:.0e}"

@@ -1,0 +1,185 @@
+"""What every rank did, and when: a lane a rank, on one clock."""
+
+from collections import defaultdict
+
+import numpy as np
+from matplotlib.collections import PatchCollection
+from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+
+from .labels import draw_guess, key
+from .style import COLOURS, INK, TIME_UNITS, figure, picture, si
+
+_KINDS = {
+    "compute": ("compute", ""),
+    "send": ("send", ""),
+    "recv": ("receive", "////"),
+    "add": ("add", "xxxx"),
+    "copy": ("copy", "...."),
+    "wait": ("wait", "\\\\\\\\"),
+}  # kind: (name, hatch)
+_MAX_LANES = 64
+_MAX_ARROWS = 40
+_ROOMY_LANES = 8  # up to so many, bars are high enough for hatches and labels
+_SLACK = 0.02  # of a span's length: what overlaps less is taken as one after the other
+
+
+def timeline(trace, title="", *, ranks=None, guess=None, ax=None):
+    """A Gantt picture of a `Trace`: what each rank computed, sent, received, added, copied, and when it waited.
+
+    What a rank does at once (sending while receiving) lies in tracks of its lane; a blank lane is an idle rank.
+    Arrows join a send to its receipt while there are few. Time starts at 0 with the first span. The title says so
+    when the times are simulated or come from emulated links.
+
+    trace: a `Trace`, such as `launch(..., trace=True).trace` or `simulate(...).trace`.
+    ranks: the ranks to show, at most 64 (default: the first 64). guess: the learner's total time in seconds.
+    Raises TypeError or ValueError for what is no trace, for an empty trace, and for ranks that are not in it.
+    """
+    spans, shown, left_out = _select(trace, ranks)
+    start_s = min(span.start_s for span in spans)
+    total_s = max(1e-9, max(span.end_s for span in spans) - start_s)
+    unit_s, unit = si(total_s, TIME_UNITS)
+    lanes = _tracks(spans, shown)
+    lane_inches = _lane_inches(len(shown), min(height for lane in lanes.values() for *_, height in lane))
+    if ax is None:
+        _, ax = figure(width=8.5, height=1.4 + lane_inches * max(2, len(shown)))
+    boxes = {}
+    for lane, placed in enumerate(lanes.values()):
+        ax.add_patch(Rectangle((0, lane - 0.4), total_s / unit_s, 0.8, color="#ECECEC", zorder=0.5))
+        for span, bottom, height in placed:
+            left, right = ((time_s - start_s) / unit_s for time_s in (span.start_s, span.end_s))
+            boxes[id(span)] = (span, left, right - left, lane + bottom - 0.5, height)
+    _draw_bars(ax, boxes.values(), total_s / unit_s, len(shown), lane_inches)
+    _draw_arrows(ax, spans, boxes)
+    _draw_frame(ax, shown, total_s / unit_s, unit)
+    if guess is not None and guess is not ...:
+        draw_guess(ax, guess / unit_s, "x", unit)
+        ax.set_xlim(right=1.01 * max(guess, total_s) / unit_s)
+    kinds = {span.kind for span in spans}
+    key(ax, [(_sample(kind, len(shown)), name) for kind, (name, _) in _KINDS.items() if kind in kinds])
+    source = [trace.source] if trace.source != "measured" and trace.source not in title else []
+    told = " · ".join([title or "What every rank did", *source, *left_out])
+    ax.set_title(told)
+    return picture(ax.get_figure(root=True), f"{told}: timeline of {len(shown)} ranks")
+
+
+def _lane_inches(num_lanes, bar):
+    """Height of a lane whose lowest bar takes the share `bar`: up to `_ROOMY_LANES`, a label fits into each bar."""
+    if num_lanes <= _ROOMY_LANES:
+        return min(1.0, max(0.5, 0.19 / bar))
+    return 0.24 if num_lanes <= 24 else 0.12
+
+
+def _select(trace, ranks):
+    if not hasattr(trace, "spans") or not hasattr(trace, "source"):
+        raise TypeError(f"trace must be a Trace, such as launch(..., trace=True).trace, got {type(trace).__name__}")
+    there = sorted({span.rank for span in trace.spans})
+    if not there:
+        raise ValueError("trace is empty: launch with trace=True, and let the ranks do something")
+    shown = list(ranks) if ranks is not None else there[:_MAX_LANES]
+    if not shown or len(shown) > _MAX_LANES or set(shown) - set(there):
+        raise ValueError(
+            f"ranks must be 1 to {_MAX_LANES} of the trace's ranks, {there[0]} to {there[-1]}, got {ranks!r}"
+        )
+    unknown = {span.kind for span in trace.spans} - set(_KINDS)
+    if unknown:
+        raise ValueError(f"trace has spans of the kind {unknown.pop()!r}; the kinds are {', '.join(_KINDS)}")
+    left_out = [f"{len(shown)} of {len(there)} ranks"] if len(shown) < len(there) else []
+    return [span for span in trace.spans if span.rank in set(shown)], shown, left_out
+
+
+def _tracks(spans, shown):
+    """{rank: [(span, bottom, height), …]} in lanes of height 1: what overlaps in time lies in tracks of its own.
+
+    Computing is above sending, sending above what comes in; where groups never overlap on any rank, they share a track.
+    """
+    tracks = {rank: [] for rank in shown}
+    by_start = sorted(spans, key=lambda span: (span.start_s, span.end_s))
+    for group_name in ("own", "out", "in"):
+        groups = {rank: [s for s in by_start if s.rank == rank and _group(s) == group_name] for rank in shown}
+        base = 0
+        while any(_overlap(groups[rank], [s for s, at in tracks[rank] if at >= base]) for rank in shown):
+            base += 1
+        for rank, group in groups.items():
+            free_s = defaultdict(lambda: -np.inf)
+            for span in group:
+                track = base
+                while free_s[track] > span.start_s + _SLACK * (span.end_s - span.start_s):
+                    track += 1
+                free_s[track] = span.end_s
+                tracks[rank].append((span, track))
+    count = 1 + max(at for placed in tracks.values() for _, at in placed)
+    boxes = {}
+    for rank, placed in tracks.items():
+        alone = [s.kind == "compute" and not _overlap([s], [o for o, _ in placed if o is not s]) for s, _ in placed]
+        boxes[rank] = [
+            (s, 0.1, 0.8) if solo else (s, 0.1 + 0.8 * at / count, 0.8 / count)
+            for (s, at), solo in zip(placed, alone, strict=True)
+        ]
+    return boxes
+
+
+def _group(span):
+    own = span.kind == "compute" or (span.kind == "wait" and span.peer is None)
+    return "own" if own else "out" if span.kind == "send" else "in"
+
+
+def _overlap(group, others):
+    """Whether a span of `group` overlaps one of `others` for more than `_SLACK` of its own length."""
+    starts, ends = (np.array([getattr(span, edge) for span in others]) for edge in ("start_s", "end_s"))
+    return any(
+        np.any(np.minimum(ends, span.end_s) - np.maximum(starts, span.start_s) > _SLACK * (span.end_s - span.start_s))
+        for span in group
+    )
+
+
+def _draw_bars(ax, boxes, total, num_lanes, lane_inches):
+    """One collection a kind; a label inside where it fits (judged by the share of the width that it takes)."""
+    letters = 10.5 * ax.get_figure(root=True).get_figwidth()
+    by_kind = defaultdict(list)
+    for box in boxes:
+        by_kind[box[0].kind].append(box)
+    for kind, same in by_kind.items():
+        edge = {"edgecolor": "white", "linewidth": 0.4 if num_lanes <= _ROOMY_LANES else 0.0}
+        hatch = _KINDS[kind][1] if num_lanes <= _ROOMY_LANES else ""
+        patches = [Rectangle((x, y), width, height) for _, x, width, y, height in same]
+        ax.add_collection(PatchCollection(patches, facecolor=COLOURS[kind], hatch=hatch, zorder=2, **edge))
+        for span, x, width, y, height in same:
+            if span.label and height * lane_inches >= 0.16 and len(span.label) + 1 < letters * width / total:
+                ink = "white" if kind == "compute" else INK
+                ax.text(x + width / 2, y + height / 2, span.label, ha="center", va="center", color=ink, zorder=3)
+
+
+def _draw_arrows(ax, spans, boxes):
+    """From where a message leaves to where it is received: the k-th send of a pair of ranks and its k-th receipt."""
+    sends, receipts = defaultdict(list), defaultdict(list)
+    for span in sorted(spans, key=lambda span: span.end_s):
+        if span.kind == "send":
+            sends[span.rank, span.peer].append(span)
+        elif span.kind in ("recv", "add", "copy") and span.peer is not None:
+            receipts[span.peer, span.rank, span.kind == "recv"].append(span)
+    pairs = []
+    for (src, dst), out in sends.items():
+        taken = [receipts[src, dst, True], receipts[src, dst, False]]
+        pairs += next((list(zip(out, into, strict=True)) for into in taken if len(into) == len(out)), [])
+    if not pairs or len(pairs) > _MAX_ARROWS:
+        return
+    for send, receipt in pairs:
+        (_, x0, _, y0, h0), (_, x1, w1, y1, h1) = boxes[id(send)], boxes[id(receipt)]
+        down = y1 > y0  # lanes count downwards
+        start, end = (x0, y0 + h0 if down else y0), (x1 + w1, y1 if down else y1 + h1)
+        look = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "linewidth": 0.9, "color": INK}
+        ax.add_patch(FancyArrowPatch(start, end, zorder=4, **look))
+
+
+def _draw_frame(ax, shown, total, unit):
+    every = 1 if len(shown) <= 16 else 4 if len(shown) <= 32 else 8
+    ax.set(xlim=(0, 1.005 * total), ylim=(len(shown) - 0.5, -0.5), xlabel=f"time ({unit})")
+    ax.set_yticks(range(0, len(shown), every), [f"rank {rank}" for rank in shown[::every]])
+    ax.tick_params(axis="y", length=0)
+    ax.spines["left"].set_visible(False)
+    ax.grid(False, axis="y")
+
+
+def _sample(kind, num_lanes):
+    hatch = _KINDS[kind][1] if num_lanes <= _ROOMY_LANES else ""
+    return Patch(facecolor=COLOURS[kind], hatch=hatch, edgecolor="white", linewidth=0)
