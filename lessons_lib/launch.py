@@ -31,11 +31,7 @@ from .collectives.choose import check_algorithm
 from .collectives.communicator import check_schedule
 from .collectives.memory import HAS_MEMFD, Block
 from .collectives.shared_memory import board_bytes
-try:
-    from .devices import usable_cores
-except ImportError:
-    def usable_cores():
-        return 2
+from .devices import usable_cores
 from .rank import Setup, main
 
 TRANSPORTS = ("shared_memory", "torch")
@@ -118,7 +114,7 @@ def launch(
 
 
 def warm_up():
-    """Start, in the background, the server that ranks are forked from: the first `launch` then takes as long as the rest."""
+    """Start, in the background, the server that ranks are forked from, so that the first `launch` is fast as well."""
     if _start_method() == "forkserver":
         _context()
         multiprocessing.forkserver.ensure_running()
@@ -325,7 +321,7 @@ class Texts:
         self._held += [(rank, stream, text) for stream, text in texts]
 
     def show(self, older_than_s=None):
-        """Show what is held; with `older_than_s`, only when it has been held that long. Without, line ends are added."""
+        """Show what is held, if it has been held for `older_than_s`; without that, all of it, and end its lines."""
         if older_than_s is not None and (not self._held or time.monotonic() - self._since_s < older_than_s):
             return
         for rank, stream, text in sorted(self._held, key=lambda held: held[0]):
@@ -350,5 +346,8 @@ class Texts:
 
 
 def _labelled(rank, line):
-    start, _, end = line.rpartition("\r")
-    return f"\r[rank {rank}] {end}" if start or line.startswith("\r") else f"[rank {rank}] {line}"
+    """`line` with its rank before it; of a line that was written over (a progress bar), what is seen of it."""
+    if "\r" not in line:
+        return f"[rank {rank}] {line}"
+    seen = line.rpartition("\r")[2]
+    return f"\r[rank {rank}] {seen}" if seen.strip() else "\r" + " " * 100 + "\r"

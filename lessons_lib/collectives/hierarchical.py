@@ -1,4 +1,4 @@
-"""Two levels: rings inside the groups, where links are fast, and rings between them, where they are slow (lesson 11)."""
+"""Two levels: rings inside groups, where links are fast, and between them, where links are slow (lesson 11)."""
 
 from .ring import ring, ring_all_gather, ring_reduce_scatter
 from .schedule import Message, Schedule, check_world_size
@@ -34,7 +34,7 @@ def hierarchical(world_size, group_size=None):
 
 
 def _side_by_side(schedule, placements):
-    """Run one schedule in several groups at once. A placement is (the ranks of the group, chunk -> its small chunks)."""
+    """Run one schedule in several groups at once; a placement is (the group's ranks, chunk -> its small chunks)."""
     return [
         [
             Message(ranks[m.src], ranks[m.dst], small, m.op)

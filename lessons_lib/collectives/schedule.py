@@ -1,6 +1,7 @@
 """An algorithm for many processes as data: rounds of messages (lesson 11)."""
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 OPS = ("add", "copy")
@@ -73,7 +74,7 @@ def transfers(messages):
 def chunk_bounds(numel, num_chunks):
     """Cut `numel` elements into `num_chunks` chunks whose sizes differ by at most one: a list of (start, stop)."""
     cuts = [k * numel // num_chunks for k in range(num_chunks + 1)]
-    return list(zip(cuts, cuts[1:], strict=False))
+    return list(pairwise(cuts))
 
 
 def check_world_size(world_size):

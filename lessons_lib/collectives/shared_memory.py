@@ -69,8 +69,8 @@ class SharedMemoryTransport(Transport):
             if waited_s > self.timeout_s:
                 raise RankFailed(
                     peer,
-                    f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting for "
-                    f"it in {self._doing(self.rank)}; rank {peer} was in {self._doing(peer)}",
+                    f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting "
+                    f"for it in {self._doing(self.rank)}; rank {peer} was in {self._doing(peer)}",
                 )
 
     def _set_doing(self, kind, peer=0, text=None):
@@ -222,7 +222,8 @@ class SharedMemoryTransport(Transport):
     def window(self, call, flat, reduce):
         shared, offset = self._find(flat)
         place = f"{self._buffers.index(shared)}+{offset}" if shared else "elsewhere"
-        if set(self.agree(call, place)) == {place} and shared:
+        notes = self.agree(call, place)
+        if shared and all(note == place for note in notes):
             return Window(self, flat, reduce, shared.views, offset)
         return Window(self, flat, reduce, self._scratch_for(flat), 0)
 
@@ -231,7 +232,7 @@ class SharedMemoryTransport(Transport):
         for shared in self._buffers:
             mine = shared.views[self.rank]
             offset = flat.data_ptr() - mine.data_ptr()
-            if flat.dtype == mine.dtype and 0 <= offset and offset + flat.nbytes <= mine.nbytes:
+            if flat.dtype == mine.dtype and offset >= 0 and offset + flat.nbytes <= mine.nbytes:
                 return shared, offset // flat.element_size()
         return None, 0
 
@@ -263,7 +264,7 @@ class SharedBuffer:
 
 
 class Window:
-    """One collective on a tensor that all ranks see: in place where it lies in a shared buffer, else by way of scratch."""
+    """One collective on memory all ranks see: in place if the tensor lies in a shared buffer, else in scratch."""
 
     def __init__(self, transport, flat, reduce, views, offset):
         self._transport, self._reduce, self._flat = transport, reduce, flat

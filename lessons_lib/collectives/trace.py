@@ -40,7 +40,7 @@ class Trace:
             self.add(rank, kind, start_s, label=label)
 
     def message(self, rank, part, size_bytes, wait_s, ready_s, start_s):
-        """Record one message as its taker saw it: waited from `wait_s`, there to take from `ready_s`, taken from `start_s`."""
+        """Record a message as its taker saw it: waited from `wait_s`, could from `ready_s`, took from `start_s`."""
         end_s = now_s()
         leave_s = min(max(ready_s, wait_s), start_s)
         if leave_s > wait_s:

@@ -42,7 +42,7 @@ class Transport:
         raise NotImplementedError
 
     def window(self, call, flat, reduce):
-        """Agree on `call`, then: what `run` needs of a tensor, with post(step), take(part, step), finish(step), close(plan)."""
+        """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close(plan)."""
         raise NotImplementedError
 
     def close(self):
