@@ -4,7 +4,7 @@ from math import inf
 
 import torch
 
-from lessons_lib.optim.base import Optimizer
+from .base import Optimizer
 
 
 class Adam(Optimizer):
@@ -46,9 +46,7 @@ class Adam(Optimizer):
 
     def check(self, group):
         if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
-            raise ValueError(
-                f"{type(self).__name__}: betas must be two numbers in [0, 1), not {group['betas']!r}"
-            )
+            raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1), not {group['betas']!r}")
         super().check({**group, "beta1": group["betas"][0], "beta2": group["betas"][1]})
 
     def decay(self, theta, g, group):

@@ -2,7 +2,7 @@
 
 from math import inf
 
-from lessons_lib.optim.base import Optimizer
+from .base import Optimizer
 
 
 class SGD(Optimizer):

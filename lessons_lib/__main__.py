@@ -1,0 +1,51 @@
+"""`python -m lessons_lib`: this machine and the lessons. `python -m lessons_lib bench`: side-by-side measurements."""
+
+import argparse
+import json
+import re
+import sys
+from pathlib import Path
+
+from .devices import measure, probe, report
+
+
+def lessons(folder):
+    """(file name, title, question) of every lesson in `folder`, read from the first cell of each notebook."""
+    found = []
+    for path in sorted(folder.glob("[0-9][0-9]-*.ipynb")):
+        cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+        text = "".join(cells[0]["source"]) if cells else ""
+        title = re.search(r"^#\s+(.+)", text, re.MULTILINE)
+        question = re.search(r"^[\s>*_]*([^#\n]*?\?)", text, re.MULTILINE)
+        found.append((path.stem, title[1].strip() if title else "", question[1].strip(" >*_") if question else ""))
+    return found
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(
+        prog="python -m lessons_lib",
+        description="Without a command: what this machine is, how fast it is, and the list of lessons.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    bench = commands.add_parser("bench", help="measure this library beside torch on the same work")
+    bench.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds, not minutes")
+    options = parser.parse_args(arguments)
+
+    if options.command == "bench":
+        from . import bench as benchmarks
+
+        return benchmarks.main(quick=options.quick)
+    print(report([measure(device) for device in probe()]), flush=True)
+    folder = Path(__file__).resolve().parent.parent / "notebooks"
+    found = lessons(folder)
+    if not found:
+        print("\nThe list of lessons needs a checkout of the project; this is the installed library alone.")
+        return 0
+    print("\nlessons: jupyter lab notebooks/" + found[0][0] + ".ipynb")
+    for name, title, question in found:
+        print(f"  {name:28}{question or title}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

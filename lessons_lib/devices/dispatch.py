@@ -1,0 +1,89 @@
+"""Where a piece of work finishes first: arithmetic on measured speeds."""
+
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Work:
+    """A piece of work, as a device sees it.
+
+    flops: floating-point operations. bytes_in, bytes_out: brought to the device before, and back after.
+    bytes_touched: read plus written in the device's own memory. num_launches: operations it consists of.
+    Raises ValueError for a negative number.
+    """
+
+    flops: float = 0.0
+    bytes_in: float = 0.0
+    bytes_out: float = 0.0
+    bytes_touched: float = 0.0
+    num_launches: int = 1
+
+    def __post_init__(self):
+        for field in fields(self):
+            if not getattr(self, field.name) >= 0:
+                raise ValueError(f"{field.name} must be at least 0, not {getattr(self, field.name)}")
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """How long a piece of work takes on one device, and what the time goes to."""
+
+    device: str
+    transfer_s: float
+    launch_s: float
+    compute_s: float
+
+    @property
+    def total_s(self):
+        return self.transfer_s + self.launch_s + self.compute_s
+
+
+@dataclass(frozen=True)
+class Decision:
+    """The device on which the work finishes first, and the predictions for all of them, fastest first."""
+
+    device: str
+    predictions: tuple[Prediction, ...]
+
+    @property
+    def time_s(self):
+        """Predicted seconds by device: {"cuda:0": 0.001, "cpu": 0.2}."""
+        return {prediction.device: prediction.total_s for prediction in self.predictions}
+
+    def __str__(self):
+        lines = [f"{'milliseconds':14}{'total':>10}{'transfer':>10}{'launch':>10}{'compute':>10}"]
+        for p in self.predictions:
+            times = (p.total_s, p.transfer_s, p.launch_s, p.compute_s)
+            lines.append(f"{p.device:14}" + "".join(f"{1e3 * time_s:>10.3f}" for time_s in times))
+        return "\n".join([*lines, f"{self.device} finishes first"])
+
+
+def predict(work, measurement):
+    """The time of `work` (a `Work`) on a device with the speeds of `measurement`.
+
+        transfer = round_trip + bytes_in / to_device + bytes_out / from_device
+        launch   = num_launches · launch
+        compute  = max(flops / flops_per_s, bytes_touched / memory)      whichever the device runs out of first
+
+    The three are added; a device that overlaps them is faster than this. Source: the roofline model, Williams et al.
+    (2009), for compute. Lesson 07.
+    """
+    m = measurement
+    return Prediction(
+        m.device,
+        transfer_s=m.round_trip_s + work.bytes_in / m.to_device_Bps + work.bytes_out / m.from_device_Bps,
+        launch_s=work.num_launches * m.launch_s,
+        compute_s=max(work.flops / m.flops_per_s, work.bytes_touched / m.memory_Bps),
+    )
+
+
+def dispatch(work, measurements):
+    """Give `work` to the device on which it finishes first, transfer included: a `Decision` that says why.
+
+    measurements: a list of `Measurement`, such as [measure(device) for device in probe()]; of equals the first wins.
+    Raises ValueError for an empty list. Lesson 07.
+    """
+    predictions = sorted((predict(work, m) for m in measurements), key=lambda p: p.total_s)
+    if not predictions:
+        raise ValueError("measurements must hold at least one device, not none")
+    return Decision(predictions[0].device, tuple(predictions))

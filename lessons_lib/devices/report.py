@@ -1,0 +1,70 @@
+"""This machine in one line, and on one page. No host name, user name or path: both end up in published pages."""
+
+import platform
+
+import torch
+
+from .probe import probe, usable_cores
+
+
+def machine_line():
+    """This machine in one line, such as "2 cores, 24 GB memory (limit 2 GB), no accelerator, torch 2.13.0"."""
+    cpu, *accelerators = probe()
+    limit = f" (limit {_gb(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
+    names = ", ".join(device.description for device in accelerators) or "no accelerator"
+    return f"{_cores(cpu)}, {_gb(cpu.memory_bytes)} memory{limit}, {names}, torch {_torch_version()}"
+
+
+def report(measurements=()):
+    """This machine on one page, for people; GB are 10⁹ bytes.
+
+    measurements: what `measure` returned, shown below.
+    """
+    cpu, *accelerators = probe()
+    build = torch.__version__.partition("+")[2]
+    limit = f", of which the container may use {_gb(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
+    lines = [
+        ("system", f"{platform.system()}, Python {platform.python_version()}"),
+        ("torch", _torch_version() + (f", build {build}" if build else "")),
+        ("cpu", f"{cpu.description}, {torch.backends.cpu.get_cpu_capability()}"),
+        ("cores", f"{_cores(cpu)} ({cpu.physical_cores or 'unknown'} physical, {cpu.logical_cores} logical)"),
+        ("memory", f"{_gb(cpu.memory_bytes)}{limit}"),
+    ]
+    if cpu.shared_memory_bytes is not None:
+        lines.append(("shared memory", f"{_gb(cpu.shared_memory_bytes)} as a file system"))
+    for device in accelerators:
+        memory = f", {_gb(device.memory_bytes)} memory" if device.memory_bytes else ""
+        lines.append((device.name, device.description + memory))
+    if not accelerators:
+        lines.append(("accelerator", "none; everything here also runs on the CPU"))
+    lines += [("measured", str(measurement)) for measurement in measurements]
+    threads = _plural(max(1, usable_cores() // 4), "thread")
+    lines.append(("lessons use", f"up to 4 ranks: processes on the CPU, {threads} each"))
+    lines.append(("transports", ", ".join(["shared_memory", *_torch_backends()])))
+    return "\n".join(f"{name:15}{text}" for name, text in lines)
+
+
+def _torch_backends():
+    if not torch.distributed.is_available():
+        return []
+    backends = ("gloo", "nccl", "xccl", "mpi")
+    return [f"torch ({b})" for b in backends if getattr(torch.distributed, f"is_{b}_available")()]
+
+
+def _torch_version():
+    return torch.__version__.partition("+")[0]
+
+
+def _cores(cpu):
+    if cpu.usable_cores != cpu.logical_cores:
+        return f"{cpu.usable_cores:.3g} of {_plural(cpu.logical_cores, 'core')}"
+    return _plural(cpu.usable_cores, "core")
+
+
+def _plural(count, noun):
+    return f"{count:.3g} {noun}" + ("" if count == 1 else "s")
+
+
+def _gb(size_bytes):
+    size = size_bytes / 1e9
+    return f"{size:.0f} GB" if size >= 10 else f"{size:.1f} GB" if size >= 0.1 else f"{size * 1e3:.0f} MB"
