@@ -32,9 +32,9 @@ def mse(prediction, target, reduction="mean"):
 
     prediction ŷ, target y: float tensors of the same shape. reduction: "mean", "sum" or "none".
     Differs from torch: shapes (N, 1) and (N,) are refused; they would make an N × N table of differences.
-    Raises ValueError. Lesson 02.
+    Raises ValueError, TypeError. Lesson 02.
     """
-    _check_same_shape(prediction, target)
+    _check_same_shape(prediction=prediction, target=target)
     return _reduce((prediction - target).square(), reduction)
 
 
@@ -43,7 +43,7 @@ def half_sum_mse(prediction, target):
 
     prediction ŷ, target y: float tensors of the same shape. Returns a 0-dim tensor. Lesson 02.
     """
-    _check_same_shape(prediction, target)
+    _check_same_shape(prediction=prediction, target=target)
     return (prediction - target).square().sum() / 2
 
 
@@ -51,10 +51,10 @@ def bce(probability, target, reduction="mean"):
     """Binary cross-entropy of probabilities: −(y log p + (1 − y) log(1 − p)).
 
     probability p, target y: float tensors of the same shape, in 0..1. reduction: "mean", "sum" or "none".
-    Logarithms stop at −100, as in torch, so p = 0 or 1 costs at most 100. Raises ValueError.
+    Logarithms stop at −100, as in torch, so p = 0 or 1 costs at most 100. Raises ValueError, TypeError.
     Differs from torch: where a logarithm is stopped, its gradient is 0. Prefer `bce_with_logits`. Lesson 02.
     """
-    _check_same_shape(probability, target)
+    _check_same_shape(probability=probability, target=target)
     _check_range("probability", probability, 0, 1)
     _check_range("target", target, 0, 1)
     return _reduce(-(target * _log(probability) + (1 - target) * _log(1 - probability)), reduction)
@@ -64,9 +64,9 @@ def bce_with_logits(logits, target, reduction="mean"):
     """Binary cross-entropy of p = sigmoid(x): log(1 + exp(x)) − y x. Its gradient is p − y.
 
     logits x: any real numbers; target y: of the same shape, in 0..1. reduction: "mean", "sum" or "none".
-    log(1 + exp(x)) is computed as max(x, 0) + log(1 + exp(−|x|)). Raises ValueError. Lesson 02.
+    log(1 + exp(x)) is computed as max(x, 0) + log(1 + exp(−|x|)). Raises ValueError, TypeError. Lesson 02.
     """
-    _check_same_shape(logits, target)
+    _check_same_shape(logits=logits, target=target)
     _check_range("target", target, 0, 1)
     softplus = torch.maximum(logits, torch.zeros_like(logits)) + (-logits.abs()).exp().log1p()
     return _reduce(softplus - target * logits, reduction)
@@ -77,18 +77,18 @@ def cross_entropy(logits, target, reduction="mean"):
 
     logits x: float tensor (N, C), or (N, C, ...) or (C,): C classes.
     target y: class numbers 0..C−1 (integers) of that shape without C; or probabilities, of the shape of x.
-    reduction: "mean" (over samples), "sum" or "none". Raises ValueError. Lesson 02.
+    reduction: "mean" (over samples), "sum" or "none". Raises ValueError, TypeError. Lesson 02.
     """
+    _check_tensors(logits=logits, target=target)
     dim = 0 if logits.dim() == 1 else 1
-    if target.is_floating_point():
-        _check_same_shape(logits, target)
+    if target.is_floating_point() and target.shape == logits.shape:
         losses = (target * (log_sum_exp(logits, dim, keepdim=True) - logits)).sum(dim)
         return _reduce(losses, reduction)
     expected = logits.shape[:dim] + logits.shape[dim + 1 :]
-    if target.shape != expected:
+    if target.is_floating_point() or target.shape != expected or logits.dim() == 0:
         raise ValueError(
-            f"target must have shape {tuple(expected)} for logits of shape {tuple(logits.shape)}, "
-            f"not {tuple(target.shape)}"
+            f"target must be class numbers (integers) of shape {tuple(expected)}, or probabilities (floats) of "
+            f"shape {tuple(logits.shape)}, the shape of logits; not {target.dtype} of shape {tuple(target.shape)}"
         )
     _check_range("target", target, 0, logits.shape[dim] - 1)
     picked = logits.gather(dim, target.long().unsqueeze(dim)).squeeze(dim)
@@ -106,12 +106,18 @@ def _reduce(losses, reduction):
     return losses if reduction == "none" else getattr(losses, reduction)()
 
 
-def _check_same_shape(prediction, target):
-    if prediction.shape != target.shape:
-        raise ValueError(
-            f"prediction and target must have the same shape, not {tuple(prediction.shape)} and "
-            f"{tuple(target.shape)}; .reshape one of them"
-        )
+def _check_tensors(**named):
+    for name, value in named.items():
+        if not isinstance(value, torch.Tensor):
+            raise TypeError(f"{name} must be a tensor, not {type(value).__name__}")
+
+
+def _check_same_shape(**named):
+    _check_tensors(**named)
+    shapes = [tuple(value.shape) for value in named.values()]
+    if shapes[0] != shapes[1]:
+        names = " and ".join(named)
+        raise ValueError(f"{names} must have the same shape, not {shapes[0]} and {shapes[1]}; .reshape one of them")
 
 
 def _check_range(name, values, low, high):

@@ -90,6 +90,7 @@ def test_probe_of_accelerators(two_accelerators):
     two_accelerators("mps", recommended_max_memory=lambda: 5 * GB)
     assert probe()[1] == Device("mps:0", "mps", 5 * GB)
     two_accelerators("new")
+    assert "memory, 2 × new, torch" in devices.machine_line()
     assert probe()[2] == Device("new:1", "new", None)
     assert "new:1          new\n" in devices.report()
 

@@ -114,17 +114,25 @@ def test_dtype_is_kept_and_an_empty_batch_is_nan_as_in_torch():
     "loss, arguments, words",
     [
         (losses.mse, (torch.ones(3, 1), torch.ones(3)), r"same shape, not \(3, 1\) and \(3,\)"),
-        (losses.half_sum_mse, (torch.ones(2), torch.ones(3)), "same shape"),
+        (losses.bce_with_logits, (torch.ones(2), torch.ones(3)), "logits and target must have the same shape"),
         (losses.mse, (torch.ones(3), torch.ones(3), "average"), "reduction must be .* not 'average'"),
         (losses.bce, (torch.tensor([1.5]), torch.ones(1)), "probability must lie in 0..1, not 1.5..1.5"),
         (losses.bce, (torch.tensor([math.nan]), torch.ones(1)), "probability"),
         (losses.bce_with_logits, (torch.ones(1), torch.tensor([2.0])), "target must lie in 0..1"),
         (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, 3])), "target must lie in 0..2, not 0..3"),
         (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, -1])), "not -1..0"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([[0], [1]])), r"shape \(2,\) for logits"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.ones(2)), "same shape"),
+        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([[0], [1]])), r"int64 of shape \(2, 1\)"),
+        (losses.cross_entropy, (torch.ones(2, 3), torch.ones(2)), r"of shape \(2,\), or prob.* not torch.float32"),
+        (losses.cross_entropy, (torch.tensor(1.0), torch.tensor(0)), "target must be class numbers"),
     ],
 )
 def test_bad_input_is_named(loss, arguments, words):
     with pytest.raises(ValueError, match=words):
         loss(*arguments)
+
+
+def test_what_is_no_tensor_is_named():
+    with pytest.raises(TypeError, match="target must be a tensor, not list"):
+        losses.mse(torch.ones(1), [1.0])
+    with pytest.raises(TypeError, match="logits must be a tensor, not float"):
+        losses.cross_entropy(1.0, torch.tensor(0))

@@ -187,6 +187,10 @@ def test_closure_skipped_parameters_and_untouched_gradients(kind):
     assert unused not in optimizer.state
     assert torch.equal(used.grad, torch.full((2,), 2.0))
     assert optimizer.step() is None
+    seen = []
+    optimizer.register_step_post_hook(lambda *arguments: seen.append(arguments[0]))
+    optimizer.step()
+    assert seen == [optimizer]
 
 
 def test_without_bias_correction_the_first_step_is_3_16_times_too_long():

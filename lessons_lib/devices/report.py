@@ -1,6 +1,7 @@
 """This machine in one line, and on one page. No host name, user name or path: both end up in published pages."""
 
 import platform
+from collections import Counter
 
 import torch
 
@@ -11,7 +12,8 @@ def machine_line():
     """This machine in one line, such as "2 cores, 24 GB memory (limit 2 GB), no accelerator, torch 2.13.0"."""
     cpu, *accelerators = probe()
     limit = f" (limit {_gb(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
-    names = ", ".join(device.description for device in accelerators) or "no accelerator"
+    counts = Counter(device.description for device in accelerators)
+    names = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or "no accelerator"
     return f"{_cores(cpu)}, {_gb(cpu.memory_bytes)} memory{limit}, {names}, torch {_torch_version()}"
 
 

@@ -73,23 +73,11 @@ class AdamW(Adam):
 
         θ ← θ − lr · λ θ,  then Adam's step on the plain gradient
 
-    Arguments, state and errors as in `Adam`, but weight_decay (λ) is 0.01 unless told.
+    Arguments, state and errors as in `Adam` (maximize and bias_correction too), but weight_decay λ is 0.01.
     Source: Loshchilov and Hutter (2019), algorithm 2 (lr also multiplies λ, as in torch). Lesson 03.
     """
 
-    def __init__(
-        self,
-        params,
-        lr=1e-3,
-        betas=(0.9, 0.999),
-        eps=1e-8,
-        weight_decay=1e-2,
-        amsgrad=False,
-        *,
-        maximize=False,
-        bias_correction=True,
-    ):
-        keywords = {"maximize": maximize, "bias_correction": bias_correction}
+    def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **keywords):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **keywords)
 
     def decay(self, theta, g, group):

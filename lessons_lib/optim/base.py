@@ -11,6 +11,7 @@ class Optimizer(torch.optim.Optimizer):
 
     A subclass lists its numeric hyperparameters in `bounds`, as (name, b): values in [0, b) are accepted.
     The state of a parameter has torch's names, so that state_dicts go both ways between torch and here.
+    torch's foreach, fused, capturable and differentiable are left out.
     """
 
     bounds: tuple[tuple[str, float], ...] = ()
