@@ -3,7 +3,10 @@
 from .control import Control, control
 from .labels import draw_guess, mark
 from .landscape import contours
+from .ledger import ledger
 from .lines import history, lines
+from .player import player
+from .schedule import schedule
 from .style import COLOURS, Picture, colour, figure, picture, rank_colour
 from .timeline import timeline
 
@@ -17,9 +20,12 @@ __all__ = [
     "draw_guess",
     "figure",
     "history",
+    "ledger",
     "lines",
     "mark",
     "picture",
+    "player",
     "rank_colour",
+    "schedule",
     "timeline",
 ]

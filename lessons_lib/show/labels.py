@@ -45,7 +45,9 @@ class EdgeLabels(Artist):
         ax.add_artist(self)
 
     def add(self, x, y, label, colour):
-        """Label the point (x, y) in data coordinates; None stands for the edge itself."""
+        """Label the point (x, y) in data coordinates; None stands for the edge itself. Empty labels are left out."""
+        if not label:
+            return
         side = {"ha": "left", "va": "center"} if self.edge == "right" else {"ha": "center", "va": "bottom"}
         text = Text(0, 0, label, color=text_colour(colour), fontsize=10, **side)
         leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)))
@@ -130,11 +132,11 @@ def key(ax, entries):
     return ax.set_title(title) if title else None
 
 
-def draw_guess(ax, guess, axis="y", unit=""):
+def draw_guess(ax, guess, axis="y", unit="", named=True):
     """The learner's guess as a dashed, labelled line. None or `...` (not guessed yet) draws nothing."""
     if guess is None or guess is ...:
         return
     if isinstance(guess, bool) or not isinstance(guess, numbers.Real) or not np.isfinite(guess):
         raise TypeError(f"guess must be a finite number (or None), got {guess!r}")
-    label = f"your guess: {float(guess):g}{' ' * bool(unit)}{unit}"
+    label = named * f"your guess: {float(guess):g}{' ' * bool(unit)}{unit}"
     mark(ax, float(guess), label, axis, COLOURS["guess"], linestyle=(0, (6, 3)))

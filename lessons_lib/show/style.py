@@ -11,6 +11,7 @@ import re
 import textwrap
 
 import numpy as np
+from matplotlib import patheffects
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
@@ -49,7 +50,7 @@ COLOURS = {
 }
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX*"
-HATCHES = ("", "///", "...", "\\\\\\", "xxx", "---", "ooo", "|||")
+HALO = patheffects.withStroke(linewidth=3, foreground="white")  # keeps text readable on a line
 _PIXEL_RATIO = 2  # of the PNG to its size on the page: sharp on a high-density screen
 _PAGE_DPI = 100  # a 10-point letter is 14 page pixels high
 

@@ -1,0 +1,167 @@
+"""A schedule as a picture: what every rank holds after each round, and the messages that brought it there."""
+
+import textwrap
+
+import numpy as np
+from matplotlib import patheffects
+from matplotlib.collections import PolyCollection
+from matplotlib.colors import to_rgb
+from matplotlib.patches import FancyArrowPatch
+
+from .style import COLOURS, INK, figure, picture, rank_colour, text_colour
+
+MAX_STRIPED = 8  # up to so many ranks, a cell shows whose contributions it holds; beyond, how many
+MAX_RANKS = 64
+EMPTY = "#E6E6E6"
+DASHES = {"add": "-", "copy": (0, (4, 1.5))}
+_SHADED = "the darker, the more contributions a rank holds of a chunk"
+_STRIPED = "stripe: the contribution of the rank of that colour · frame: complete · arrow: add · dashed: copy"
+_DOTTED = " · dot: changed in this round"
+_MAX_ARROWS = 12  # in a panel
+
+
+def states(schedule):
+    """What stands where: states[k][rank][chunk] is the set, as bits, of the ranks whose data it holds after k rounds.
+
+    As in `verify`, all messages of a round read what stood at its start; a wrong schedule can be drawn too.
+    Raises TypeError for what is no schedule; ValueError for more than 64 ranks or chunks, and for messages of ranks or
+    chunks that don't exist.
+    """
+    if not hasattr(schedule, "rounds") or not hasattr(schedule, "num_chunks"):
+        raise TypeError(f"schedule must be a Schedule, such as ring(4), got {type(schedule).__name__}")
+    size, chunks = schedule.world_size, schedule.num_chunks
+    if max(size, chunks) > MAX_RANKS:
+        raise ValueError(f"schedule has {size} ranks and {chunks} chunks; up to {MAX_RANKS} of each can be drawn")
+    held = [[1 << rank] * chunks for rank in range(size)]
+    for rank in range(size):
+        if schedule.collective == "broadcast" and rank != schedule.root:
+            held[rank] = [0] * chunks
+        if schedule.collective == "all_gather":
+            held[rank] = [(chunk * size // chunks == rank) << rank for chunk in range(chunks)]
+    after = [held]
+    for number, messages in enumerate(schedule.rounds):
+        held = [list(row) for row in after[-1]]
+        for message in messages:
+            src, dst, chunk, op = message
+            if not (0 <= src < size and 0 <= dst < size and 0 <= chunk < chunks):
+                raise ValueError(f"round {number}: {message} needs ranks below {size} and chunks below {chunks}")
+            held[dst][chunk] = after[-1][src][chunk] | (held[dst][chunk] if op == "add" else 0)
+        after.append(held)
+    return after
+
+
+def schedule(schedule, title="", *, max_rounds=7):
+    """What every rank holds at the start and after each round: a row a rank, a column a chunk; a `Picture`.
+
+    A stripe in a cell is the contribution of the rank of that colour; with more than 8 ranks, a cell is the darker the
+    more contributions it holds. Arrows are the messages of the round.
+
+    max_rounds: how many rounds to draw; of a longer schedule, evenly spaced ones and the last.
+    Raises TypeError or ValueError for what is no schedule, and for more than 64 ranks or chunks.
+    """
+    after = states(schedule)
+    if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
+        raise ValueError(f"max_rounds must be a whole number from 1 up, got {max_rounds!r}")
+    last, size = len(schedule.rounds), schedule.world_size
+    drawn = np.unique(np.linspace(0, last, min(last, max_rounds) + 1).round().astype(int))
+    across, panel = (4, 0.32 * max(3, size)) if size <= 4 else (3, 0.25 * size) if size <= MAX_STRIPED else (4, 1.7)
+    columns = min(across, len(drawn))
+    rows = -(-len(drawn) // columns)
+    fig, axes = figure(
+        9.5 * max(columns, across - 1) / across, 0.9 + rows * (panel + 0.75), columns, rows, squeeze=False
+    )
+    for ax, number in zip(axes.flat, drawn, strict=False):
+        draw_grid(ax, schedule, after[number], schedule.rounds[number - 1] if number else [])
+        sent = len(schedule.rounds[number - 1]) if number else 0
+        told = f": {plural(sent, 'message')}" if size <= MAX_STRIPED else ""
+        ax.set_title(f"round {number} of {last}{told}" if number else "start", fontsize=10)
+    for ax in axes.flat[len(drawn) :]:
+        ax.set_visible(False)
+    title = title or f"{schedule.name} on {plural(size, 'rank')}: what each holds after each round"
+    fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
+    caption(fig, legend(size, max((len(schedule.rounds[k - 1]) for k in drawn if k), default=0)))
+    return picture(fig, title)
+
+
+def draw_grid(ax, schedule, held, messages):
+    """Ranks by chunks, and the messages as arrows (where they are many, as a dot in each cell they change), in `ax`."""
+    size, chunks = schedule.world_size, schedule.num_chunks
+    striped = size <= MAX_STRIPED
+    if striped:
+        full = whole(schedule)
+        boxes = {(r, c): (c - 0.43, r - 0.37, 0.86, 0.74) for r in range(size) for c in range(chunks)}
+        shares = {(r, c): held[r][c] for r, c in boxes}
+        draw_cells(
+            ax, shares, boxes, size, framed=[at for at in boxes if shares[at] and shares[at] == (full or shares[at])]
+        )
+    else:
+        counts = np.array([[share.bit_count() for share in row] for row in held])[..., None]
+        depth = np.where(counts > 0, 0.12 + 0.88 * counts / (size if whole(schedule) else 1), 0)
+        ax.imshow(np.array(to_rgb(EMPTY)) * (1 - depth) + np.array(to_rgb(COLOURS["ring"])) * depth, aspect="auto")
+    if striped and len(messages) <= _MAX_ARROWS:
+        draw_arrows(ax, messages)
+    elif messages:
+        at = {(message.chunk, message.dst) for message in messages}
+        ax.scatter(
+            *zip(*at, strict=True), s=14 if striped else 5, color=INK, edgecolor="white", linewidth=0.6, zorder=5
+        )
+    every = 1 if striped else 8
+    ax.set(xlim=(-0.5, chunks - 0.5), ylim=(size - 0.5, -0.5), xlabel="chunk")
+    ax.set_xticks(range(0, chunks, 1 if chunks <= 8 else 8))
+    ax.set_yticks(range(0, size, every), [f"rank {rank}" for rank in range(0, size, every)])
+    for rank, label in enumerate(ax.get_yticklabels() if striped else []):
+        label.set_color(text_colour(rank_colour(rank)))
+    ax.tick_params(length=0)
+    ax.spines[:].set_visible(False)
+    ax.grid(False)
+
+
+def legend(world_size, num_messages):
+    """What the signs in `draw_grid` mean."""
+    if world_size > MAX_STRIPED:
+        return _SHADED + _DOTTED
+    return _STRIPED + _DOTTED * (num_messages > _MAX_ARROWS)
+
+
+def caption(fig, text):
+    wrapped = textwrap.fill(text, int(12.5 * fig.get_figwidth()))
+    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=10, color=INK)
+
+
+def plural(count, thing):
+    return f"{count} {thing}{'s' * (count != 1)}"
+
+
+def whole(schedule):
+    """The bits of a complete cell: everybody's contribution, or None where data only travels and any will do."""
+    return (1 << schedule.world_size) - 1 if schedule.collective in ("all_reduce", "reduce_scatter") else None
+
+
+def draw_cells(ax, shares, boxes, world_size, framed=(), upright=False):
+    """A box for each cell, with a stripe for each contribution in its share (bits), stacked when `upright`.
+
+    shares, boxes: {key: share}, {key: (x, y, width, height)}; framed: the keys of the cells that get a frame.
+    """
+    stripes, colours = [], []
+    for at, (x, y, width, height) in boxes.items():
+        wide, high = (width, height / world_size) if upright else (width / world_size, height)
+        for rank in range(world_size):
+            left, low = (x, y + rank * high) if upright else (x + rank * wide, y)
+            stripes.append(_corners(left, low, wide, high))
+            colours.append(rank_colour(rank) if shares[at] >> rank & 1 else EMPTY)
+    ax.add_collection(PolyCollection(stripes, facecolors=colours, edgecolors=colours, linewidths=0.2, zorder=2))
+    frames = [_corners(*boxes[at]) for at in framed]
+    ax.add_collection(PolyCollection(frames, facecolors="none", edgecolors=INK, linewidths=1.6, zorder=3))
+
+
+def _corners(x, y, width, height):
+    return [(x, y), (x + width, y), (x + width, y + height), (x, y + height)]
+
+
+def draw_arrows(ax, messages):
+    outlined = [patheffects.withStroke(linewidth=3.5, foreground="white")]
+    for src, dst, chunk, op in messages:
+        bend = "arc3,rad=" + ("0" if abs(src - dst) == 1 else "0.3")
+        look = {"arrowstyle": "-|>", "mutation_scale": 10, "color": INK, "linewidth": 1.4, "linestyle": DASHES[op]}
+        ends = (chunk, src), (chunk, dst)
+        ax.add_patch(FancyArrowPatch(*ends, connectionstyle=bend, zorder=5, path_effects=outlined, **look))
