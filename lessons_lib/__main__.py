@@ -16,8 +16,8 @@ def lessons(folder):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(cells[0]["source"]) if cells else ""
         title = re.search(r"^#\s+(.+)", text, re.MULTILINE)
-        question = re.search(r"^[\s>*_]*([^#\n]*?\?)", text, re.MULTILINE)
-        found.append((path.stem, title[1].strip() if title else "", question[1].strip(" >*_") if question else ""))
+        question = re.search(r"[^.:*_>#\n]+\?", text)
+        found.append((path.stem, title[1].strip() if title else "", question[0].strip() if question else ""))
     return found
 
 

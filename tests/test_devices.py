@@ -204,7 +204,8 @@ def notebook(path, source):
 
 def test_lessons_are_read_from_the_notebooks(tmp_path):
     notebook(
-        tmp_path / "07-one-device.ipynb", ["# One device\n", "\n", "**Which device, which batch?** Bring 30 minutes."]
+        tmp_path / "07-one-device.ipynb",
+        ["# One device\n", "\n", "**Question:** *Which device, which batch?* Bring 30 minutes."],
     )
     notebook(tmp_path / "01-descent.ipynb", ["# Descent\n", "No question here."])
     notebook(tmp_path / "scratch.ipynb", ["# Not a lesson"])

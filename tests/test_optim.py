@@ -69,7 +69,7 @@ class Twins:
 
     def __init__(self, dtype=torch.float64, seed=0):
         self.random = torch.Generator().manual_seed(seed)
-        start = [torch.randn(shape, generator=self.random, dtype=dtype) for shape in [(4, 3), (3,), ()]]
+        start = [torch.randn(shape, generator=self.random, dtype=dtype) for shape in [(4, 3), ()]]
         self.ours = [nn.Parameter(t.clone()) for t in start]
         self.theirs = [nn.Parameter(t.clone()) for t in start]
 
@@ -77,10 +77,12 @@ class Twins:
         for p, q in zip(self.ours, self.theirs, strict=True):
             noise = torch.randn(p.shape, generator=self.random, dtype=p.dtype)
             for parameter in (p, q):
-                parameter.grad = (parameter.detach() ** 3).clamp(-10, 10) + noise
+                parameter.grad = (parameter.detach() ** 3).clamp_(-10, 10).add_(noise)
 
+    @torch.no_grad()
     def worst_difference(self):
-        return max(((p - q).abs().max() / q.abs().max()).item() for p, q in zip(self.ours, self.theirs, strict=True))
+        pairs = zip(self.ours, self.theirs, strict=True)
+        return max(((p - q).abs().max() / q.abs().max()).item() for p, q in pairs)
 
 
 def run_both(twins, ours, theirs, num_steps=NUM_STEPS):
@@ -90,6 +92,7 @@ def run_both(twins, ours, theirs, num_steps=NUM_STEPS):
         ours.step()
         theirs.step()
         worst = max(worst, twins.worst_difference())
+    assert all(p.isfinite().all() for p in twins.ours)
     return worst
 
 
