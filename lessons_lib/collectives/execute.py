@@ -26,7 +26,7 @@ def run(call, plan, flat, transport, ledger, op="sum"):
         op: what an "add" message does: "sum", "max" or "min" ("mean" adds: who calls divides).
     """
     itemsize = flat.element_size()
-    window = transport.window(call, flat, REDUCE[op])
+    window = transport.window(call, plan, flat, REDUCE[op])
     for step in plan.steps:
         window.post(step)
         for part in step.outgoing:
@@ -35,5 +35,5 @@ def run(call, plan, flat, transport, ledger, op="sum"):
             window.take(part, step)
             ledger.received(part.numel * itemsize)
         window.finish(step)
-    window.close(plan)
+    window.close()
     ledger.rounds += len(plan.steps)

@@ -39,10 +39,14 @@ class Step:
 
 @dataclass
 class Plan:
-    """All rounds of one rank, and `readers`: the rounds that others must have ended before the tensor is free again."""
+    """All rounds of one rank.
+
+    `readers`: the rounds that others must have ended before the tensor is free again. `peers`: whom it meets.
+    """
 
     steps: list
     readers: dict
+    peers: list
 
 
 def make_plan(schedule, rank, numel):
@@ -68,7 +72,8 @@ def make_plan(schedule, rank, numel):
     for chunk_readers in last_read:
         for reader, rounds in chunk_readers.items():
             readers[reader] = max(rounds, readers.get(reader, 0))
-    return Plan(steps, readers)
+    peers = {part.peer for step in steps for part in step.outgoing + step.incoming}
+    return Plan(steps, readers, sorted(peers))
 
 
 def _joined(bounds, chunks):

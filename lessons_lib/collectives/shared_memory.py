@@ -219,13 +219,13 @@ class SharedMemoryTransport(Transport):
         self._buffers.append(shared)
         return shared.views[self.rank]
 
-    def window(self, call, flat, reduce):
+    def window(self, call, plan, flat, reduce):
         shared, offset = self._find(flat)
         place = f"{self._buffers.index(shared)}+{offset}" if shared else "elsewhere"
         notes = self.agree(call, place)
         if shared and all(note == place for note in notes):
-            return Window(self, flat, reduce, shared.views, offset)
-        return Window(self, flat, reduce, self._scratch_for(flat), 0)
+            return Window(self, plan, flat, reduce, shared.views, offset)
+        return Window(self, plan, flat, reduce, self._scratch_for(flat), 0)
 
     def _find(self, flat):
         """The shared buffer that `flat` lies in, and at which element; (None, 0) for ordinary memory."""
@@ -266,8 +266,8 @@ class SharedBuffer:
 class Window:
     """One collective on memory all ranks see: in place if the tensor lies in a shared buffer, else in scratch."""
 
-    def __init__(self, transport, flat, reduce, views, offset):
-        self._transport, self._reduce, self._flat = transport, reduce, flat
+    def __init__(self, transport, plan, flat, reduce, views, offset):
+        self._transport, self._plan, self._reduce, self._flat = transport, plan, reduce, flat
         self._views = [view[offset : offset + flat.numel()] for view in views]
         self._mine = self._views[transport.rank]
         self._in_place = self._mine.data_ptr() == flat.data_ptr()
@@ -297,8 +297,8 @@ class Window:
     def finish(self, step):
         self._transport.publish(self._first + step.number + 1)
 
-    def close(self, plan):
-        for reader, rounds in plan.readers.items():
+    def close(self):
+        for reader, rounds in self._plan.readers.items():
             self._transport.wait_rounds(reader, self._first + rounds)
         if not self._in_place:
             self._flat.copy_(self._mine)

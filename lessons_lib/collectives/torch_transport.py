@@ -66,14 +66,17 @@ class TorchTransport(Transport):
             raise CollectiveMismatch({self.rank: call, src: theirs})
 
     def agree(self, call, note=""):
-        others = [rank for rank in range(self.world_size) if rank != self.rank]
-        sends = [self.send_header(call, rank) for rank in others]
-        for rank in others:
-            self.check_header(call, rank)
-        for (work, _), rank in zip(sends, others, strict=True):
-            self.wait(work, rank)
+        self.meet(call, [rank for rank in range(self.world_size) if rank != self.rank])
         self.idle()
         return [note] * self.world_size
+
+    def meet(self, call, peers):
+        """Tell `peers` what this rank is about to do, and hear the same from them."""
+        sends = [(self.send_header(call, rank), rank) for rank in peers]
+        for rank in peers:
+            self.check_header(call, rank)
+        for (work, _), rank in sends:
+            self.wait(work, rank)
 
     def idle(self):
         """Say, to errors, that this rank is back in its own code."""
@@ -122,8 +125,9 @@ class TorchTransport(Transport):
     def buffer(self, numel, dtype):
         return torch.zeros(numel, dtype=dtype)
 
-    def window(self, call, flat, reduce):
-        return Window(self, call, flat, reduce)
+    def window(self, call, plan, flat, reduce):
+        self.meet(call, plan.peers)
+        return Window(self, flat, reduce)
 
     def close(self):
         if self._own_group:
@@ -133,13 +137,11 @@ class TorchTransport(Transport):
 class Window:
     """One collective on a tensor. A round posts all its segments, then adds each as it comes in."""
 
-    def __init__(self, transport, call, flat, reduce):
-        self._transport, self._call, self._flat, self._reduce = transport, call, flat, reduce
+    def __init__(self, transport, flat, reduce):
+        self._transport, self._flat, self._reduce = transport, flat, reduce
         self._segment = max(1, SEGMENT_BYTES // flat.element_size()) if transport.is_gloo else max(1, flat.numel())
-        self._greeted, self._heard, self._headers = set(), set(), []
 
     def post(self, step):
-        self._greet(step)
         arrivals, room = [], sum(part.numel for part in step.incoming if part.op == "add")
         scratch = self._transport.scratch(room, self._flat.dtype, self._flat.device) if room else None
         used = 0
@@ -155,17 +157,6 @@ class Window:
         self._posted_s = now_s()
         self._arrivals = [(work, *arrival) for work, arrival in zip(works, arrivals, strict=False)]
         self._leaving = [(work, peer) for work, (_, _, peer) in zip(works[len(arrivals) :], leaving, strict=True)]
-
-    def _greet(self, step):
-        """Before the first message to and from a rank: tell it, and hear from it, which call this is."""
-        for part in step.outgoing:
-            if part.peer not in self._greeted:
-                self._greeted.add(part.peer)
-                self._headers.append((*self._transport.send_header(self._call, part.peer), part.peer))
-        for part in step.incoming:
-            if part.peer not in self._heard:
-                self._heard.add(part.peer)
-                self._transport.check_header(self._call, part.peer)
 
     def _segments(self, part):
         for start, stop in part.slices:
@@ -195,7 +186,5 @@ class Window:
         for work, peer in self._leaving:
             self._transport.wait(work, peer)
 
-    def close(self, plan):
-        for work, _, peer in self._headers:
-            self._transport.wait(work, peer)
+    def close(self):
         self._transport.idle()

@@ -41,8 +41,8 @@ class Transport:
         """A 1-D tensor that `window` uses in place. All ranks call it together."""
         raise NotImplementedError
 
-    def window(self, call, flat, reduce):
-        """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close(plan)."""
+    def window(self, call, plan, flat, reduce):
+        """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close()."""
         raise NotImplementedError
 
     def close(self):
