@@ -1,5 +1,6 @@
 """Data that needs no download, and the sampler that deals it out to ranks."""
 
+import math
 from numbers import Integral
 
 import torch
@@ -33,8 +34,7 @@ def digits_28(dtype=torch.float32, seed=0, test_fraction=0.2):
     """
     x_train, y_train, x_test, y_test = digits(dtype, flat=False, seed=seed, test_fraction=test_fraction)
     x_train, x_test = (
-        functional.interpolate(x, size=(28, 28), mode="bilinear", align_corners=False)
-        for x in (x_train, x_test)
+        functional.interpolate(x, size=(28, 28), mode="bilinear", align_corners=False) for x in (x_train, x_test)
     )
     return x_train, y_train, x_test, y_test
 
@@ -49,9 +49,7 @@ def regression(num_samples, num_features, noise=0.1, seed=0, condition=None, dty
     Raises ValueError. Lesson 01.
     """
     if num_samples < 1 or num_features < 1:
-        raise ValueError(
-            f"num_samples and num_features must be at least 1, not {num_samples} and {num_features}"
-        )
+        raise ValueError(f"num_samples and num_features must be at least 1, not {num_samples} and {num_features}")
     if not noise >= 0:
         raise ValueError(f"noise must be at least 0, not {noise}")
     random = {"generator": torch.Generator().manual_seed(seed), "dtype": torch.float64}
@@ -63,9 +61,7 @@ def regression(num_samples, num_features, noise=0.1, seed=0, condition=None, dty
                 f"num_samples={num_samples}, num_features={num_features}"
             )
         left, _, right = torch.linalg.svd(x, full_matrices=False)
-        eigenvalues = torch.logspace(
-            0, -torch.tensor(float(condition)).log10().item(), num_features, dtype=x.dtype
-        )
+        eigenvalues = torch.logspace(0, -math.log10(condition), num_features, dtype=x.dtype)
         x = left * (eigenvalues * num_samples).sqrt() @ right
     true_w = torch.randn(num_features, **random)
     y = x @ true_w + noise * torch.randn(num_samples, **random)
