@@ -55,6 +55,9 @@ class EdgeLabels(Artist):
             artist.set_figure(self.ax.get_figure(root=True))
         self.items.append((x, y, text, leader))
 
+    def get_children(self):
+        return [artist for _, _, *pair in self.items for artist in pair]
+
     def _place(self, renderer):
         box, scale = self.ax.bbox, renderer.points_to_pixels(1)
         across = self.edge == "top"

@@ -64,7 +64,7 @@ def lines(
 
 
 def _mapping(value, argument):
-    if not isinstance(value, Mapping):
+    if not isinstance(value, Mapping) or (argument == "series" and not value):
         raise TypeError(f"{argument} must be a dict {{name: values}}, got {type(value).__name__}")
     return value
 

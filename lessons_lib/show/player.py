@@ -109,8 +109,8 @@ def _rank(ax, schedule, rank, place, held, changed):
 
 def _arrow(ax, start, end, start_box, end_box, op, label, both_ways):
     """An arrow that bends towards the middle of the circle, past the ranks between; of a pair, each to its own side."""
-    clockwise = start[0] * end[1] - start[1] * end[0] <= 0
-    bend = 0.12 if both_ways else 0.2 if clockwise else -0.2
+    turn = start[0] * end[1] - start[1] * end[0]
+    bend = 0.12 if both_ways or abs(turn) < 1e-9 else -0.2 if turn > 0 else 0.2
     look = {"color": text_colour(COLOURS[op]), "linewidth": 2 if label else 1, "linestyle": DASHES[op], "zorder": 1.2}
     ends = {"patchA": start_box, "patchB": end_box, "shrinkA": 2, "shrinkB": 2, "mutation_scale": 16 if label else 9}
     ax.add_patch(FancyArrowPatch(start, end, arrowstyle="-|>", connectionstyle=f"arc3,rad={bend}", **ends, **look))

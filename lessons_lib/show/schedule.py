@@ -124,8 +124,9 @@ def legend(world_size, num_messages):
 
 
 def caption(fig, text):
-    wrapped = textwrap.fill(text, int(12.5 * fig.get_figwidth()))
-    fig.supxlabel(wrapped, x=0.01, ha="left", fontsize=10, color=INK)
+    """`text` below the panels; it wraps at its " · "."""
+    bound = text.replace(" ", "\xa0").replace("·\xa0", "· ")
+    fig.supxlabel(textwrap.fill(bound, int(12.5 * fig.get_figwidth())), x=0.01, ha="left", fontsize=10, color=INK)
 
 
 def plural(count, thing):

@@ -1,0 +1,317 @@
+"""Figures and controls: what they show, that they stay whole without a kernel, and what they say to bad input."""
+
+import threading
+
+import ipywidgets
+import numpy as np
+import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.text import Text
+
+from lessons_lib import show
+from lessons_lib.collectives import (
+    Ledger,
+    Links,
+    Message,
+    Schedule,
+    Span,
+    Trace,
+    count,
+    direct,
+    ring,
+    ring_all_gather,
+    simulate,
+    star,
+    tree_broadcast,
+)
+from lessons_lib.show.labels import spread
+from lessons_lib.show.schedule import states
+from lessons_lib.show.style import text_colour
+
+PNG = b"\x89PNG\r\n\x1a\n"
+VIEW = "application/vnd.jupyter.widget-view+json"
+
+
+def texts(picture):
+    """Every text that is drawn, without the numbers along the axes."""
+    axes = picture.figure.axes
+    numbers = {label for ax in axes for axis in (ax.xaxis, ax.yaxis) for label in axis.get_ticklabels(which="both")}
+    hidden = {text for ax in axes if not ax.get_visible() for text in ax.findobj(Text)}
+    hidden |= {text for text in picture.figure.findobj(Text) if not text.get_visible()}
+    return [t for t in picture.figure.findobj(Text) if t.get_text().strip() and t not in numbers | hidden]
+
+
+def words(picture):
+    return {text.get_text() for text in picture.figure.findobj(Text)}
+
+
+def bowl(x, y):
+    return x**2 + 10 * y**2
+
+
+def slow_links():
+    return Links(latency_s=1e-3, bandwidth_Bps=1e8, reduce_Bps=1e9)
+
+
+def two_ranks(source="measured"):
+    spans = [
+        Span(0, "compute", 3.0, 3.010, label="forward"),
+        Span(0, "send", 3.010, 3.014, 1, 400),
+        Span(1, "wait", 3.000, 3.010, 0),
+        Span(1, "recv", 3.010, 3.014, 0, 400),
+        Span(1, "add", 3.014, 3.015, 0, 400),
+    ]
+    return Trace(spans, source)
+
+
+PICTURES = {
+    "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
+    "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
+    "contours": lambda: show.contours(bowl, {"SGD": [(2, 1), (1, 0)]}, (-3, 3), (-2, 2), minimum=(0, 0)),
+    "timeline": lambda: show.timeline(two_ranks(), guess=0.02),
+    "simulated timeline": lambda: show.timeline(simulate(ring(16), 1e6, slow_links()).trace),
+    "ledger": lambda: show.ledger({"star": count(star(4), 1000), "ring": count(ring(4), 1000)}, guess=5000),
+    "history": lambda: show.history({"1 rank": [3.0, 2.0, 1.0], "4 ranks": [3.0, 2.0, 1.5]}, smooth=2),
+    "schedule": lambda: show.schedule(ring(4)),
+    "large schedule": lambda: show.schedule(ring(12), max_rounds=3),
+    "broadcast": lambda: show.schedule(tree_broadcast(4)),
+}
+
+
+@pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
+def test_a_picture_displays_itself_as_a_png_with_a_short_description(make):
+    picture = make()
+    data, metadata = picture._repr_mimebundle_()
+    assert data["image/png"].startswith(PNG) and len(data["image/png"]) < 200_000
+    assert data["text/plain"] == repr(picture) == f"<Picture: {picture.alt}>" and 10 < len(picture.alt) < 200
+    assert metadata["image/png"]["width"] == picture.size[0] and metadata["image/png"]["alt"] == picture.alt
+
+
+@pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
+def test_no_text_leaves_the_picture_or_lies_on_other_text_or_is_small(make):
+    picture = make()
+    FigureCanvasAgg(picture.figure).draw()
+    boxes = [(text.get_text(), text.get_window_extent(), text.get_fontsize()) for text in texts(picture)]
+    for k, (text, box, size) in enumerate(boxes):
+        assert size >= 10, text
+        assert picture.figure.bbox.padded(1).contains(box.x0, box.y0), text
+        assert picture.figure.bbox.padded(1).contains(box.x1, box.y1), text
+        for other, place, _ in boxes[k + 1 :]:
+            assert not box.padded(-1.5).overlaps(place.padded(-1.5)), (text, other)
+
+
+def test_colours_belong_to_things_and_can_be_told_apart():
+    assert show.colour("ring") == show.COLOURS["ring"] == show.colour("Ring")
+    assert show.colour("halving-doubling") == show.COLOURS["halving_doubling"]
+    assert show.colour("rank 3") == show.rank_colour(3) == show.rank_colour(11)
+    assert len({show.rank_colour(rank) for rank in range(8)}) == 8
+    for family in ("ring star tree direct halving_doubling hierarchical torch", "sgd momentum rmsprop adam adamw"):
+        assert len({show.colour(name) for name in family.split()}) == len(family.split())
+    assert text_colour("white") != (1, 1, 1)
+    with pytest.raises(ValueError, match=r"'bagel'.*ring"):
+        show.colour("bagel")
+    with pytest.raises(ValueError, match="-1"):
+        show.rank_colour(-1)
+
+
+def test_a_curve_keeps_its_colour_whatever_stands_beside_it():
+    def line_colours(*names):
+        picture = show.lines({name: [1, 2] for name in names}, "step", "loss")
+        return {line.get_label(): line.get_color() for line in picture.figure.axes[0].get_lines()}
+
+    assert line_colours("Adam")["Adam"] == line_colours("mine", "SGD", "Adam")["Adam"] == show.colour("adam")
+    drawn = line_colours("mine", "yours", "SGD")
+    assert len(set(drawn.values())) == 3
+
+
+def test_curves_are_named_at_their_ends_and_the_guess_is_drawn():
+    picture = show.lines(
+        {"ring": [1, 2], "star": [1, np.nan]}, "ranks", "time (ms)", "T", guess=1.5, marks={"here": 0.5}
+    )
+    assert {"ring", "star", "ranks", "time (ms)", "T", "your guess: 1.5", "here"} <= words(picture)
+    assert not any("guess" in word for word in words(show.lines({"a": [1]}, "x", "y", guess=...)))
+    with pytest.raises(TypeError, match="guess"):
+        show.lines({"a": [1]}, "x", "y", guess="soon")
+
+
+def test_labels_move_apart_as_little_as_needed():
+    assert np.allclose(spread([5.0, 1.0], [1, 1], 0, 10), [5.0, 1.0])
+    moved = spread([5.0, 5.0, 5.2], [1, 1, 1], 0, 10)
+    assert np.allclose(np.diff(moved), 1) and np.isclose(moved.mean(), 5.0 + 0.2 / 3)
+    assert spread([9.9, 9.9], [1, 1], 0, 10).max() <= 9.5
+
+
+@pytest.mark.parametrize(
+    ("source", "told"), [("simulated", "· simulated"), ("emulated links", "· emulated links"), ("measured", "Ping")]
+)
+def test_a_timeline_says_where_its_times_come_from(source, told):
+    picture = show.timeline(two_ranks(source), "Ping")
+    assert picture.figure.axes[0].get_title(loc="left").endswith(told)
+    assert {"time (ms)", "forward", "compute", "send", "receive", "add", "wait", "rank 1"} <= words(picture)
+
+
+def test_a_timeline_starts_at_zero_and_shows_the_ranks_asked_for():
+    ax = show.timeline(two_ranks()).figure.axes[0]
+    assert ax.get_xlim()[0] == 0 and 15 <= ax.get_xlim()[1] < 16  # 3.000 s … 3.015 s
+    many = simulate(star(70), 1e6, slow_links()).trace
+    assert "64 of 70 ranks" in show.timeline(many).alt
+    assert {"rank 3", "rank 69"} <= words(show.timeline(many, ranks=[3, 69]))
+    with pytest.raises(ValueError, match="ranks"):
+        show.timeline(many, ranks=[70])
+    with pytest.raises(ValueError, match="empty"):
+        show.timeline(Trace([], "measured"))
+    with pytest.raises(TypeError, match="Trace"):
+        show.timeline([1, 2])
+
+
+def test_a_ledger_shows_counted_and_measured_bytes():
+    counted = show.ledger({"star": count(star(4), 1000), "ring": count(ring(4), 1000)}, formula=("2(N−1)/N · M", 6000))
+    assert {"star", "ring", "12", "6", "sent (KB)", "2(N−1)/N · M"} <= words(counted)
+    measured = show.ledger([Ledger(bytes_received=3_000_000)] * 3, direction="received")
+    assert {"3", "received (MB)"} <= words(measured)
+    assert show.ledger({"sent nothing": [Ledger(), Ledger()]}).png().startswith(PNG)
+    for wrong in (3, [], {"ring": None}, [3]):
+        with pytest.raises(TypeError, match="Ledger"):
+            show.ledger(wrong)
+    with pytest.raises(ValueError, match="direction"):
+        show.ledger([Ledger()], direction="up")
+
+
+def test_states_follow_the_rounds_of_a_schedule():
+    everybody = [[0b1111] * 4] * 4
+    assert states(ring(4))[0] == [[1 << rank] * 4 for rank in range(4)]
+    assert states(ring(4))[-1] == states(direct(4))[-1] == everybody
+    assert states(ring_all_gather(3))[-1] == [[1, 2, 4]] * 3
+    with pytest.raises(ValueError, match="round 0"):
+        states(Schedule(2, 1, [[Message(0, 2, 0, "add")]]))
+
+
+def test_schedules_too_large_to_draw_are_refused():
+    for draw in (show.schedule, show.player):
+        with pytest.raises(ValueError, match="64"):
+            draw(ring(65))
+        with pytest.raises(TypeError, match="Schedule"):
+            draw([1, 2])
+
+
+def test_contours_take_functions_of_numbers_and_refuse_what_does_not_fit():
+    assert show.contours(lambda x, y: float(x) + float(y), {}, (0, 1), (0, 1)).png().startswith(PNG)
+    with pytest.raises(ValueError, match=r"\(N, 2\)"):
+        show.contours(bowl, {"SGD": [1, 2]}, (0, 1), (0, 1))
+    with pytest.raises(ValueError, match="xlim"):
+        show.contours(bowl, {}, (1, 0), (0, 1))
+    with pytest.raises(ZeroDivisionError):
+        show.contours(lambda x, y: 1 / 0, {}, (0, 1), (0, 1))
+
+
+@pytest.mark.parametrize("wrong", [{}, {"a": []}, {"a": ([1, 2], [1])}, {"a": "text"}, [1, 2]])
+def test_lines_refuse_what_is_no_curve(wrong):
+    with pytest.raises((TypeError, ValueError), match="series"):
+        show.lines(wrong, "x", "y")
+
+
+def slider_picture(step, kind="SGD"):
+    if step > 0.9:
+        raise OverflowError("the loss has exploded <here>")
+    return show.lines({kind: [1, step]}, "step", "loss")
+
+
+def test_a_control_redraws_and_is_whole_without_a_kernel():
+    control = show.control(slider_picture, step=(0.0, 1.0, 0.1, 0.5), kind=["SGD", "Adam"])
+    data, metadata = control._repr_mimebundle_()
+    assert {"text/plain", "image/png", VIEW} == set(data) and data["image/png"] == control.image.value
+    assert control.values == {"step": 0.5, "kind": "SGD"} and metadata["image/png"]["width"] == 700
+    before = control.image.value
+    control.widgets["step"].value = 0.2
+    after = bytes(control.image.value)
+    assert before != after and after.startswith(PNG)
+    control.widgets["kind"].value = "Adam"
+    assert control.image.value != after
+    assert control._repr_mimebundle_()[0]["image/png"] == before  # the page keeps the first picture
+    assert not any(isinstance(child, ipywidgets.Output) for child in control.box.children)
+
+
+def test_an_error_while_drawing_is_shown_and_goes_away():
+    control = show.control(slider_picture, step=(0.0, 1.0, 0.1, 0.5))
+    before = control.image.value
+    control.widgets["step"].value = 1.0
+    assert "OverflowError" in control.message.value and "&lt;here&gt;" in control.message.value
+    assert "step=1.0" in control.message.value and control.image.value == before
+    control.widgets["step"].value = 0.5
+    assert control.message.value == ""
+    with pytest.raises(OverflowError):
+        show.control(slider_picture, step=(0.0, 1.0, 0.1, 1.0))
+
+
+def test_inputs_follow_their_specs():
+    own = ipywidgets.FloatLogSlider(value=0.1, min=-3, max=0)
+
+    def draw(**values):
+        return show.lines({"a": [1, 2]}, "x", "y").figure
+
+    control = show.control(
+        draw, whole=(1, 9, 1, 3), real=(0, 1, 0.5, 0), ranks=[1, 2, 4], kind=["a", "b"], on=True, learning_rate=own
+    )
+    kinds = {name: type(widget).__name__ for name, widget in control.widgets.items()}
+    assert list(kinds.values()) == [
+        "IntSlider",
+        "FloatSlider",
+        "SelectionSlider",
+        "Dropdown",
+        "Checkbox",
+        "FloatLogSlider",
+    ]
+    assert own.description == "learning rate"
+    for wrong in ((0, 1), (2, 1, 1, 1), [], "abc", None):
+        with pytest.raises((TypeError, ValueError), match="spec"):
+            show.control(draw, spec=wrong)
+    with pytest.raises(TypeError, match="draw must return"):
+        show.control(lambda n: 3, n=(1, 2, 1, 1))
+
+
+def test_a_slider_follows_the_hand_only_where_asked():
+    quick = show.control(slider_picture, continuous=True, step=(0.0, 1.0, 0.1, 0.5))
+    patient = show.control(slider_picture, continuous=False, step=(0.0, 1.0, 0.1, 0.5))
+    assert quick.widgets["step"].continuous_update and not patient.widgets["step"].continuous_update
+
+
+def test_a_player_steps_through_the_rounds():
+    player = show.player(ring(3))
+    assert player.still.alt.startswith("ring on 3 ranks") and "start of 4 rounds" in player.picture.alt
+    pictures = {bytes(player.image.value)}
+    for number, op in ((1, "add"), (4, "copy")):
+        player.widgets["round"].value = number
+        assert f"round {number} of 4: {op}" in player.picture.alt and player.message.value == ""
+        pictures.add(bytes(player.image.value))
+    assert len(pictures) == 3
+    many = show.player(ring(9))
+    many.widgets["round"].value = 16
+    assert many.message.value == "" and "round 16 of 16" in many.picture.alt
+
+
+def test_pictures_drawn_in_threads_do_not_disturb_each_other():
+    wanted, drawn = [slider_picture(k / 10).png() for k in range(4)], {}
+
+    def draw(k):
+        drawn[k] = slider_picture(k / 10).png()
+
+    threads = [threading.Thread(target=draw, args=(k,)) for k in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [drawn[k] for k in range(4)] == wanted
+
+
+def test_own_figures_become_pictures(tmp_path):
+    fig, axes = show.figure(columns=2)
+    axes[0].set_title("left one")
+    picture = show.picture(fig)
+    assert picture.alt == "left one" and isinstance(picture.figure, Figure)
+    picture.save(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").read_bytes().startswith(PNG)
+    with pytest.raises(TypeError, match="Figure"):
+        show.picture("figure")
+    with pytest.raises(ValueError, match="width"):
+        show.figure(width=0)
