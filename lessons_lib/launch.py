@@ -109,8 +109,8 @@ def launch(
             return ranks.run()
         finally:
             ranks.kill()
-            board.unlink()
-            package.unlink()
+            board.end()
+            package.end()
 
 
 def warm_up():
@@ -197,7 +197,8 @@ def _start_method():
 def _context():
     context = multiprocessing.get_context(_start_method())
     if _start_method() == "forkserver":
-        context.set_forkserver_preload(["lessons_lib.rank"])
+        # An optimiser of torch imports torch._dynamo in its first step, which takes seconds: here it is loaded once.
+        context.set_forkserver_preload(["lessons_lib.rank", "torch._dynamo"])
     return context
 
 

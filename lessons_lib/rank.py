@@ -15,7 +15,6 @@ from multiprocessing import connection, parent_process
 import cloudpickle
 import psutil
 import torch
-import torch._dynamo  # an optimiser's first step imports it: here it is loaded once, before the ranks are forked
 import torch.distributed as dist
 
 from .collectives import (
@@ -57,10 +56,11 @@ def main(rank, setup, pipe):
     comm = None
     try:
         comm = _make_communicator(rank, setup)
-        fn, args, kwargs = cloudpickle.loads(Block(setup.work_bytes, setup.work_name).view[: setup.work_bytes])
+        package = Block(setup.work_bytes, setup.work_name)
+        fn, args, kwargs = cloudpickle.loads(package.view[: setup.work_bytes])
         result = fn(comm, *args, **kwargs)
         comm.close()
-        outbox.send("result", _packed((result, comm.ledger, comm.trace)))
+        outbox.send("result", _result(result, comm))
     except BaseException as error:
         outbox.send("error", _packed((_without_pickling_trouble(error), _traceback(error), comm and comm.trace)))
 
@@ -99,6 +99,14 @@ class _Pickler(cloudpickle.Pickler):
         if type(obj) is torch.Tensor and obj.layout == torch.strided and obj.untyped_storage().nbytes() > obj.nbytes:
             return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return super().reducer_override(obj)
+
+
+def _result(result, comm):
+    try:
+        return _packed((result, comm.ledger, comm.trace))
+    except Exception as error:
+        reason = f"what rank {comm.rank} returned cannot be sent back: {type(error).__name__}: {error}"
+        raise RankFailed(comm.rank, reason) from error
 
 
 def _packed(value):

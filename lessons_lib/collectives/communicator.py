@@ -7,13 +7,13 @@ import torch
 import torch.distributed as dist
 
 from .choose import all_reduce_schedule, broadcast_schedule, check_algorithm
-from .errors import InvalidSchedule
+from .errors import CollectiveMismatch, InvalidSchedule, RankFailed
 from .execute import REDUCE, run
 from .plan import make_plan
 from .ring import ring_all_gather, ring_reduce_scatter
 from .schedule import Schedule, chunk_bounds
 from .torch_transport import TorchTransport
-from .trace import Ledger, Trace
+from .trace import Ledger, Trace, now_s
 from .transport import describe
 from .verify import verify
 
@@ -57,6 +57,9 @@ class Communicator:
     def __repr__(self):
         return f"Communicator(rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
 
+    def __reduce__(self):
+        raise TypeError("a Communicator belongs to its own rank and cannot be sent to another process or returned")
+
     # --- one to one --------------------------------------------------------------------------------------------------
 
     def send(self, tensor, dst):
@@ -67,16 +70,28 @@ class Communicator:
             CollectiveMismatch: the other receives another shape or dtype, or the ranks wait for each other.
         """
         self._begin("send", tensor, dst=dst)
-        self.transport.send(tensor.detach().contiguous(), dst)
+        self._meet(self.transport.send, tensor.detach().contiguous(), dst)
         self.ledger.sent(tensor.nbytes)
 
     def recv(self, tensor, src):
         """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
         self._begin("recv", tensor, src=src)
         target = tensor.detach().contiguous()
-        self.transport.recv(target, src)
+        wait_s, ready_s = self._meet(self.transport.recv, target, src)
+        if self.trace is not None:
+            self.trace.meeting(self.rank, src, tensor.nbytes, wait_s, ready_s)
         _copy_back(tensor, target)
         self.ledger.received(tensor.nbytes)
+
+    def _meet(self, send_or_recv, tensor, peer):
+        """When this rank came and when the other one had; a wait in vain is recorded too, for timelines of deadlocks."""
+        start_s = now_s()
+        try:
+            return start_s, send_or_recv(tensor, peer)
+        except (RankFailed, CollectiveMismatch):
+            if self.trace is not None:
+                self.trace.add(self.rank, "wait", start_s, peer, label=f"{send_or_recv.__name__}, rank {peer}")
+            raise
 
     # --- all together ------------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import mmap
 import os
 import threading
 import time
+from contextlib import suppress
 from multiprocessing import shared_memory
 
 HAS_MEMFD = hasattr(os, "memfd_create")
@@ -15,38 +16,40 @@ yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))
 
 
 class Block:
-    """`size_bytes` of shared memory. `view` is a writable buffer of it, `name` lets another process attach."""
+    """`size_bytes` of shared memory. `view` is a writable buffer of it, `name` lets another process attach.
+
+    With `name`, the block is one that another process made; it must be told the same size.
+    """
 
     def __init__(self, size_bytes, name=None):
-        self.size_bytes = max(size_bytes, 1)
-        self._segment = self._fd = None
-        if HAS_MEMFD:
+        self.size_bytes, self._is_own, self._fd = max(size_bytes, 1), name is None, None
+        if (name or "").startswith("/proc/") or (self._is_own and HAS_MEMFD):
             self._map_file(name)
         else:
-            self._segment = shared_memory.SharedMemory(
-                name, create=name is None, size=self.size_bytes if name is None else 0
-            )
+            self._segment = shared_memory.SharedMemory(name, create=self._is_own, size=self.size_bytes)
             self.name, self.view = self._segment.name, self._segment.buf
 
     def _map_file(self, name):
         fd = os.open(name, os.O_RDWR) if name else os.memfd_create("lessons_lib")
         if not name:
             os.ftruncate(fd, self.size_bytes)
-        self.view = mmap.mmap(fd, self.size_bytes)
+        self.view, self._segment = mmap.mmap(fd, self.size_bytes), None
         self._fd, self.name = fd, f"/proc/{os.getpid()}/fd/{fd}"
         if name:
-            self.all_attached()
+            self.forget_name()
 
-    def all_attached(self):
-        """Forget the name: nobody else can attach, and the memory goes with the last process that maps it."""
+    def forget_name(self):
+        """Nobody else can attach from now on; who has attached goes on. Harmless where names cannot be forgotten."""
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
 
-    def unlink(self):
-        """End the block's life as a name; called by whoever made it, when all who use it are done."""
-        self.all_attached()
-        if self._segment is not None:
+    def end(self):
+        """Give the block up; called by whoever made it, when all who use it have attached or are done."""
+        self.forget_name()
+        with suppress(BufferError):  # tensors still look at it: it goes with the last of them
+            self.view.close() if self._segment is None else self._segment.close()
+        if self._segment is not None and self._is_own:
             self._segment.unlink()
 
 

@@ -201,8 +201,9 @@ class SharedMemoryTransport(Transport):
         self.wait(box + POSTED, self._taken[src], src)
         if (self._ints[box + SIZE], DTYPES[self._ints[box + DTYPE]]) != (data.numel(), tensor.dtype):
             raise CollectiveMismatch({self.rank: call, src: self._read(src, 2)})
+        posted_s = self._ints[box + STAMP] / 1e9
         if self.wire:
-            self.wire.hold(src, data.numel(), data.numel(), self._ints[box + STAMP] / 1e9)
+            self.wire.hold(src, data.numel(), data.numel(), posted_s)
         for start, stop, at in _pieces(data.numel(), first):
             self.wait(box + WRITTEN, first + stop, src)
             data[start:stop].copy_(torch.frombuffer(room, dtype=torch.uint8)[at : at + stop - start])
@@ -211,6 +212,7 @@ class SharedMemoryTransport(Transport):
         # One more than the bytes: an empty message, too, has to be taken before the sender goes on.
         self._ints[box + READ] = first + data.numel() + 1
         self._set_doing(IDLE)
+        return posted_s
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -239,13 +241,13 @@ class SharedMemoryTransport(Transport):
     def _scratch_for(self, flat):
         if self._scratch is None or self._scratch.views[0].numel() < flat.nbytes:
             if self._scratch is not None:
-                self._scratch.own.unlink()
+                self._scratch.own.end()
             self._scratch = SharedBuffer(self, max(1 << 16, 1 << (flat.nbytes - 1).bit_length()), torch.uint8)
         return [view[: flat.nbytes].view(flat.dtype) for view in self._scratch.views]
 
     def close(self):
         for shared in [*self._buffers, *([self._scratch] if self._scratch else [])]:
-            shared.own.unlink()
+            shared.own.end()
 
 
 class SharedBuffer:
@@ -257,7 +259,8 @@ class SharedBuffer:
         names = transport.agree(f"buffer({numel}, {dtype})", self.own.name)
         blocks = [self.own if r == transport.rank else Block(size_bytes, name) for r, name in enumerate(names)]
         transport.agree(f"buffer({numel}, {dtype}) attached")
-        self.own.all_attached()
+        self.own.forget_name()
+        self._blocks = blocks
         self.views = [
             torch.frombuffer(block.view, dtype=dtype, count=numel) if numel else _empty(dtype) for block in blocks
         ]

@@ -95,10 +95,12 @@ class TorchTransport(Transport):
     def recv(self, tensor, src):
         kind = describe(tensor)
         self.check_header(f"recv({kind}, src={src})", src, expected=f"send({kind}, dst={self.rank})")
+        heard_s = now_s()
         self.wait(self.irecv(tensor, src), src)
         if self.wire:
             self.wire.hold(src, tensor.nbytes, tensor.nbytes, now_s())
         self.idle()
+        return heard_s
 
     def start(self, operations):
         """Post (function, tensor, peer) together; one work each. NCCL needs them in one group to avoid a deadlock."""

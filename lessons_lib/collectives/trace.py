@@ -50,6 +50,14 @@ class Trace:
         self.spans.append(Span(rank, part.op, start_s, end_s, part.peer, size_bytes))
         self.spans.append(Span(part.peer, "send", leave_s, end_s, rank, size_bytes))
 
+    def meeting(self, dst, src, size_bytes, wait_s, ready_s):
+        """Record a `send` and its `recv`, now at their end: `dst` was there from `wait_s` on, `src` from `ready_s` on."""
+        met_s, end_s = max(wait_s, ready_s), now_s()
+        for rank, peer, came_s, kind in ((src, dst, ready_s, "send"), (dst, src, wait_s, "recv")):
+            if met_s > came_s:
+                self.spans.append(Span(rank, "wait", came_s, met_s, peer))
+            self.spans.append(Span(rank, kind, met_s, end_s, peer, size_bytes))
+
     @classmethod
     def merged(cls, traces):
         """One trace of all ranks, ordered by time and starting at 0 s."""

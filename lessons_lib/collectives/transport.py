@@ -34,7 +34,7 @@ class Transport:
         raise NotImplementedError
 
     def recv(self, tensor, src):
-        """Fill a contiguous tensor from rank `src`."""
+        """Fill a contiguous tensor from rank `src`; the time at which that rank was ready to send (s)."""
         raise NotImplementedError
 
     def buffer(self, numel, dtype):
