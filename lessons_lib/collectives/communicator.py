@@ -84,13 +84,14 @@ class Communicator:
         self.ledger.received(tensor.nbytes)
 
     def _meet(self, send_or_recv, tensor, peer):
-        """When this rank came and when the other one had; a wait in vain is recorded too, for timelines of deadlocks."""
+        """When this rank came, and when the other one had; a wait in vain is recorded, for timelines of deadlocks."""
         start_s = now_s()
         try:
             return start_s, send_or_recv(tensor, peer)
         except (RankFailed, CollectiveMismatch):
             if self.trace is not None:
-                self.trace.add(self.rank, "wait", start_s, peer, label=f"{send_or_recv.__name__}, rank {peer}")
+                what = "send to" if send_or_recv == self.transport.send else "recv from"
+                self.trace.add(self.rank, "wait", start_s, peer, label=f"{what} rank {peer}, in vain")
             raise
 
     # --- all together ------------------------------------------------------------------------------------------------

@@ -51,7 +51,7 @@ class Trace:
         self.spans.append(Span(part.peer, "send", leave_s, end_s, rank, size_bytes))
 
     def meeting(self, dst, src, size_bytes, wait_s, ready_s):
-        """Record a `send` and its `recv`, now at their end: `dst` was there from `wait_s` on, `src` from `ready_s` on."""
+        """Record a `send` and its `recv`, which end now: `dst` was there from `wait_s` on, `src` from `ready_s` on."""
         met_s, end_s = max(wait_s, ready_s), now_s()
         for rank, peer, came_s, kind in ((src, dst, ready_s, "send"), (dst, src, wait_s, "recv")):
             if met_s > came_s:
