@@ -115,7 +115,8 @@ def _widget(name, spec):
         bounds = {"min": low, "max": high, "step": step, "value": start}
         if whole:
             return widgets.IntSlider(**bounds, **look)
-        return widgets.FloatSlider(**bounds, readout_format=".4g", **look)
+        decimals = len(f"{step:.8f}".rstrip("0").partition(".")[2])
+        return widgets.FloatSlider(**bounds, readout_format=f".{decimals}f", **look)
     raise TypeError(
         f"{name}={spec!r} is no input: give (low, high, step, start), a list of choices, a bool or a widget"
     )

@@ -52,7 +52,7 @@ class EdgeLabels(Artist):
         text = Text(0, 0, label, color=text_colour(colour), fontsize=10, **side)
         leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)))
         for artist in (text, leader):
-            artist.set_figure(self.ax.get_figure(root=True))
+            artist.set_figure(self.ax.figure)
         self.items.append((x, y, text, leader))
 
     def get_children(self):
@@ -114,14 +114,14 @@ def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
 
 def key(ax, entries):
     """Samples in a row between title and axes; entries: [(`Patch` or `Line2D`, name), …]."""
-    letters = 11 * ax.get_figure(root=True).get_figwidth()
+    letters = 11 * ax.figure.get_figwidth()
     columns = max(1, min(len(entries), int(letters / (6 + max(len(str(name)) for _, name in entries)))))
     lift = 16 * any(isinstance(each, EdgeLabels) and each.edge == "top" for each in ax.get_children())
     ax.legend(
         *zip(*entries, strict=True),
         loc="lower left",
         bbox_to_anchor=(-0.01, 1.0),
-        bbox_transform=ax.transAxes + ScaledTranslation(0, lift / 72, ax.get_figure(root=True).dpi_scale_trans),
+        bbox_transform=ax.transAxes + ScaledTranslation(0, lift / 72, ax.figure.dpi_scale_trans),
         ncols=columns,
         frameon=False,
         fontsize=10,

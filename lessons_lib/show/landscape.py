@@ -13,18 +13,7 @@ _HEIGHTS = LinearSegmentedColormap.from_list("heights", ["#FFFFFF", "#C9CFD6"]) 
 
 
 def contours(
-    f,
-    paths,
-    xlim,
-    ylim,
-    title="",
-    *,
-    xlabel="$w_0$",
-    ylabel="$w_1$",
-    minimum=None,
-    levels=14,
-    colours=None,
-    ax=None,
+    f, paths, xlim, ylim, title="", *, xlabel="$w_0$", ylabel="$w_1$", minimum=None, levels=14, colours=None, ax=None
 ):
     """Lines of equal loss with paths through them, from a white dot to a framed mark; a `Picture`.
 
@@ -36,7 +25,7 @@ def contours(
     Raises ValueError or TypeError for input that doesn't fit.
     """
     paths = {name: _path(name, points) for name, points in _paths(paths).items()}
-    fig = ax.get_figure(root=True) if ax is not None else None
+    fig = ax.figure if ax is not None else None
     if ax is None:
         fig, ax = figure(height=4.4)
     _draw_heights(ax, f, _limits("xlim", xlim), _limits("ylim", ylim), levels)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from .labels import draw_guess, mark
-from .style import BYTE_UNITS, HALO, INK, assign_colours, figure, picture, rank_colour, si
+from .style import BYTE_UNITS, HALO, INK, assign_colours, figure, headline, picture, rank_colour, si
 
 _COLUMNS = 3
 _NUMBERED_BARS = 8  # up to so many bars in a panel carry their number
@@ -19,40 +19,37 @@ def ledger(counts, title="", *, direction="sent", formula=None, guess=None, colo
     """
     if direction not in ("sent", "received"):
         raise ValueError(f'direction must be "sent" or "received", got {direction!r}')
-    named = counts if isinstance(counts, Mapping) else {"": counts}
-    bars = {name: _bytes(name, each, direction) for name, each in named.items()}
-    if not bars:
-        raise ValueError("counts is empty: give a Counts, a list of Ledgers, or {name: one of them}")
+    bars = {name: _bytes(name, each, direction) for name, each in _named(counts).items()}
     formulas = formula if isinstance(formula, Mapping) else dict.fromkeys(bars, formula)
     guessed = [] if guess is None or guess is ... else [guess]
     highest = max([1, *guessed, *(f[1] for f in formulas.values() if f), *(max(each) for each in bars.values())])
     unit_bytes, unit = si(highest, BYTE_UNITS)
     columns = min(_COLUMNS, len(bars))
     rows = -(-len(bars) // columns)
-    width = 7 if columns == 1 else 4 + 2 * columns if columns == 2 else 9.5
-    fig, axes = figure(width, 0.7 + 2.3 * rows, columns, rows, sharey=True, squeeze=False)
+    fig, axes = figure((7, 8, 9.5)[columns - 1], 0.7 + 2.3 * rows, columns, rows, sharey=True, squeeze=False)
     chosen = assign_colours(bars, colours)
     for i, (ax, (name, values)) in enumerate(zip(axes.flat, bars.items(), strict=False)):
         _panel(ax, name, [value / unit_bytes for value in values], chosen[name] if name else None)
-        last = (i + 1) % columns == 0 or i + 1 == len(bars)
+        named = (i + 1) % columns == 0 or i + 1 == len(bars)
         if formulas.get(name):
             text, size = formulas[name]
-            mark(
-                ax,
-                size / unit_bytes,
-                text if last or isinstance(formula, Mapping) else "",
-                linestyle=(0, (2, 2)),
-            )
+            mark(ax, size / unit_bytes, text * (named or isinstance(formula, Mapping)), linestyle=(0, (2, 2)))
         if guessed:
-            draw_guess(ax, guess / unit_bytes, "y", unit, named=last)
+            draw_guess(ax, guess / unit_bytes, "y", unit, named=named)
     for ax in axes.flat[len(bars) :]:
         ax.set_visible(False)
     for row in axes:
         row[0].set_ylabel(f"{direction} ({unit})")
     axes[0, 0].set_ylim(0, 1.13 * highest / unit_bytes)
     title = title or f"Bytes {direction} by each rank"
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
+    headline(fig, title)
     return picture(fig, f"{title}: {', '.join(map(str, bars))}" if "" not in bars else title)
+
+
+def _named(counts):
+    if isinstance(counts, Mapping) and not counts:
+        raise ValueError("counts is empty: give a Counts, a list of Ledgers, or {name: one of them}")
+    return counts if isinstance(counts, Mapping) else {"": counts}
 
 
 def _bytes(name, each, direction):

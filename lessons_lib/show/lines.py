@@ -22,10 +22,9 @@ def lines(
     guess_axis="y",
     marks=None,
     levels=None,
-    xlim=None,
-    ylim=None,
     colours=None,
     ax=None,
+    **limits,
 ):
     """Curves, each named at its end; a `Picture`.
 
@@ -35,32 +34,33 @@ def lines(
     guess: the learner's number, a dashed line at that x or y (`guess_axis`); None or `...` draws none.
     marks, levels: {label: x} and {label: y}, labelled upright and level lines: theory beside a measurement.
     colours: {name: colour, or the name of a thing in `COLOURS`}. ax: draw here, not in a figure of its own.
+    limits: xlim, ylim: (low, high).
     Raises ValueError or TypeError for series that are empty or don't fit.
     """
     series = {name: _points(name, values) for name, values in _mapping(series, "series").items()}
-    fig = ax.get_figure(root=True) if ax is not None else None
-    if ax is None:
-        fig, ax = figure()
-    ax.set(xlabel=xlabel, ylabel=ylabel)
+    ax = figure()[1] if ax is None else ax
+    _draw_curves(ax, series, assign_colours(series, colours), logx, logy)
+    if title:
+        ax.set_title(title)
+    for axis, argument, straight in (("x", "marks", marks), ("y", "levels", levels)):
+        for label, value in _mapping(straight or {}, argument).items():
+            mark(ax, float(value), label, axis, linestyle=(0, (2, 2)))
+    draw_guess(ax, guess, guess_axis)
+    ax.set(xlabel=xlabel, ylabel=ylabel, **{name: limit for name, limit in limits.items() if limit is not None})
+    return picture(ax.figure, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
+
+
+def _draw_curves(ax, series, colours, logx, logy):
     ax.margins(x=0.02)
     for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
-        log_axis(axis, np.concatenate([(x if axis is ax.xaxis else y) for x, y in series.values()]))
-    chosen = assign_colours(series, colours)
+        log_axis(axis, np.concatenate([x if axis is ax.xaxis else y for x, y in series.values()]))
     for i, (name, (x, y)) in enumerate(series.items()):
         dots = MARKERS[i % len(MARKERS)] if len(x) <= _MARKED_POINTS else None
         style = LINE_STYLES[i % len(LINE_STYLES)]
-        ax.plot(x, y, color=chosen[name], linestyle=style, marker=dots, markersize=5, linewidth=2, label=name)
-        _label_end(ax, x, y, name, chosen[name], logx, logy)
-    if title:
-        ax.set_title(title)
-    for axis, lines_there in (("x", marks), ("y", levels)):
-        for label, value in _mapping(lines_there or {}, "marks" if axis == "x" else "levels").items():
-            mark(ax, float(value), label, axis, linestyle=(0, (2, 2)))
-    draw_guess(ax, guess, guess_axis)
-    for limits, setter in ((xlim, ax.set_xlim), (ylim, ax.set_ylim)):
-        if limits is not None:
-            setter(limits)
-    return picture(fig, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
+        ax.plot(x, y, color=colours[name], linestyle=style, marker=dots, markersize=5, linewidth=2, label=name)
+        seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not logx)) & ((y > 0) | (not logy)))
+        if len(seen):
+            edge_labels(ax).add(x[seen[-1]], y[seen[-1]], str(name), colours[name])
 
 
 def _mapping(value, argument):
@@ -80,13 +80,6 @@ def _points(name, values):
     if y.ndim != 1 or x.shape != y.shape or not len(y):
         raise ValueError(f"series {name!r} needs x and y of one shape (N,), N ≥ 1, got {x.shape} and {y.shape}")
     return x, np.where(np.isfinite(y), y, np.nan)
-
-
-def _label_end(ax, x, y, name, colour, logx, logy):
-    seen = np.isfinite(y) & np.isfinite(x) & ((x > 0) | (not logx)) & ((y > 0) | (not logy))
-    if seen.any():
-        last = np.flatnonzero(seen)[-1]
-        edge_labels(ax).add(x[last], y[last], str(name), colour)
 
 
 def history(histories, title="", *, logy=False, smooth=1, guess=None, colours=None):

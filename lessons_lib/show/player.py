@@ -10,7 +10,7 @@ from .control import Control
 from .labels import key
 from .schedule import DASHES, MAX_STRIPED, caption, draw_cells, draw_grid, legend, plural, states
 from .schedule import schedule as still_picture
-from .style import COLOURS, INK, figure, picture, rank_colour, text_colour
+from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
 
 _NUMBERED_ARROWS = 16  # up to so many arrows in a round carry the number of their chunk
 _CAPTION = (
@@ -78,7 +78,7 @@ def _circle(schedule, after, round, messages, told):
     ax.set_axis_off()
     arrows = [(Line2D([], [], color=text_colour(COLOURS[op]), linestyle=DASHES[op], linewidth=2), op) for op in DASHES]
     key(ax, arrows)
-    fig.suptitle(told, x=0.01, ha="left", fontsize=12, color=INK)
+    headline(fig, told)
     caption(fig, _CAPTION)
     return fig
 

@@ -8,7 +8,7 @@ from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 from matplotlib.patches import FancyArrowPatch
 
-from .style import COLOURS, INK, figure, picture, rank_colour, text_colour
+from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
 
 MAX_STRIPED = 8  # up to so many ranks, a cell shows whose contributions it holds; beyond, how many
 MAX_RANKS = 64
@@ -78,7 +78,7 @@ def schedule(schedule, title="", *, max_rounds=7):
     for ax in axes.flat[len(drawn) :]:
         ax.set_visible(False)
     title = title or f"{schedule.name} on {plural(size, 'rank')}: what each holds after each round"
-    fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
+    headline(fig, title)
     caption(fig, legend(size, max((len(schedule.rounds[k - 1]) for k in drawn if k), default=0)))
     return picture(fig, title)
 

@@ -18,36 +18,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 from PIL import Image
 
-INK, GREY, PALE = "#222222", "#767676", "#F2F2F2"
+INK, GREY = "#222222", "#767676"
 _BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
 _PURPLE, _SKY, _YELLOW, _SLATE = "#CC79A7", "#56B4E9", "#E8D83A", "#5B5B6B"
 
 RANK_COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILION, _PURPLE, _SKY, _YELLOW, _SLATE)
-COLOURS = {
-    # algorithms
-    "ring": _BLUE,
-    "star": _VERMILION,
-    "tree": _GREEN,
-    "direct": _PURPLE,
-    "halving_doubling": _ORANGE,
-    "hierarchical": _SKY,
-    "torch": _SLATE,
-    # optimisers
-    "sgd": _BLUE,
-    "momentum": _ORANGE,
-    "rmsprop": _GREEN,
-    "adam": _VERMILION,
-    "adamw": _PURPLE,
-    # what a rank is doing
-    "compute": _BLUE,
-    "send": _ORANGE,
-    "recv": _SKY,
-    "add": _GREEN,
-    "copy": _PURPLE,
-    "wait": "#B8B8B8",
-    # the learner
-    "guess": "#A3157A",
-}
+_ALGORITHMS = {"ring": _BLUE, "star": _VERMILION, "tree": _GREEN, "direct": _PURPLE, "halving_doubling": _ORANGE}
+_OPTIMISERS = {"sgd": _BLUE, "momentum": _ORANGE, "rmsprop": _GREEN, "adam": _VERMILION, "adamw": _PURPLE}
+_KINDS = {"compute": _BLUE, "send": _ORANGE, "recv": _SKY, "add": _GREEN, "copy": _PURPLE, "wait": "#B8B8B8"}
+_OTHERS = {"hierarchical": _SKY, "torch": _SLATE, "guess": "#A3157A"}
+COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _OTHERS
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX*"
 HALO = patheffects.withStroke(linewidth=3, foreground="white")  # keeps text readable on a line
@@ -111,9 +91,9 @@ class LessonAxes(Axes):
     def set_title(self, label, fontdict=None, loc="left", pad=None, **options):
         grid = self.get_subplotspec()
         columns = grid.get_gridspec().ncols if grid else 1
-        letters = max(16, int(11.5 * self.get_figure(root=True).get_figwidth() / columns) - 8)
-        wrapped = "\n".join(textwrap.fill(line, letters) for line in str(label).split("\n"))
         options = {"fontsize": 12 if columns == 1 else 11, "color": INK} | options
+        letters = (11.5 * self.figure.get_figwidth() / columns - 8) * 12 / options["fontsize"]
+        wrapped = "\n".join(textwrap.fill(line, max(16, int(letters))) for line in str(label).split("\n"))
         return super().set_title(wrapped, fontdict, loc, self.title_pad if pad is None else pad, **options)
 
 
@@ -137,6 +117,11 @@ def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
         ax.grid(color="#E4E4E4", linewidth=0.8)
         ax.set_axisbelow(True)
     return fig, axes
+
+
+def headline(fig, title):
+    """A title over all panels."""
+    fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
 
 
 class Picture:

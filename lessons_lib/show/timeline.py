@@ -38,16 +38,12 @@ def timeline(trace, title="", *, ranks=None, guess=None, ax=None):
     start_s = min(span.start_s for span in spans)
     total_s = max(1e-9, max(span.end_s for span in spans) - start_s)
     unit_s, unit = si(total_s, TIME_UNITS)
-    lanes = _tracks(spans, shown)
-    lane_inches = _lane_inches(len(shown), min(height for lane in lanes.values() for *_, height in lane))
+    placed = _tracks(spans, shown)
+    lane_inches = _lane_inches(len(shown), min(height for *_, height in placed))
     if ax is None:
         _, ax = figure(width=8.5, height=1.4 + lane_inches * max(2, len(shown)))
-    boxes = {}
-    for lane, placed in enumerate(lanes.values()):
-        ax.add_patch(Rectangle((0, lane - 0.4), total_s / unit_s, 0.8, color="#ECECEC", zorder=0.5))
-        for span, bottom, height in placed:
-            left, right = ((time_s - start_s) / unit_s for time_s in (span.start_s, span.end_s))
-            boxes[id(span)] = (span, left, right - left, lane + bottom - 0.5, height)
+    edges = [((s.start_s - start_s) / unit_s, (s.end_s - s.start_s) / unit_s) for s, *_ in placed]
+    boxes = {id(s): (s, x, width, y, height) for (s, y, height), (x, width) in zip(placed, edges, strict=True)}
     _draw_bars(ax, boxes.values(), total_s / unit_s, len(shown), lane_inches)
     _draw_arrows(ax, spans, boxes)
     _draw_frame(ax, shown, total_s / unit_s, unit)
@@ -59,7 +55,7 @@ def timeline(trace, title="", *, ranks=None, guess=None, ax=None):
     source = [trace.source] if trace.source != "measured" and trace.source not in title else []
     told = " · ".join([title or "What every rank did", *source, *left_out])
     ax.set_title(told)
-    return picture(ax.get_figure(root=True), f"{told}: timeline of {len(shown)} ranks")
+    return picture(ax.figure, f"{told}: timeline of {len(shown)} ranks")
 
 
 def _lane_inches(num_lanes, bar):
@@ -77,9 +73,7 @@ def _select(trace, ranks):
         raise ValueError("trace is empty: launch with trace=True, and let the ranks do something")
     shown = list(ranks) if ranks is not None else there[:_MAX_LANES]
     if not shown or len(shown) > _MAX_LANES or set(shown) - set(there):
-        raise ValueError(
-            f"ranks must be 1 to {_MAX_LANES} of the trace's ranks, {there[0]} to {there[-1]}, got {ranks!r}"
-        )
+        raise ValueError(f"ranks={ranks!r}: give 1 to {_MAX_LANES} of the trace's ranks {there[0]} to {there[-1]}")
     unknown = {span.kind for span in trace.spans} - set(_KINDS)
     if unknown:
         raise ValueError(f"trace has spans of the kind {unknown.pop()!r}; the kinds are {', '.join(_KINDS)}")
@@ -88,7 +82,7 @@ def _select(trace, ranks):
 
 
 def _tracks(spans, shown):
-    """{rank: [(span, bottom, height), …]} in lanes of height 1: what overlaps in time lies in tracks of its own.
+    """[(span, top, height), …]: the lane of the k-th rank shown is centred on k; what overlaps lies in its own track.
 
     Computing is above sending, sending above what comes in; where groups never overlap on any rank, they share a track.
     """
@@ -97,7 +91,7 @@ def _tracks(spans, shown):
     for group_name in ("own", "out", "in"):
         groups = {rank: [s for s in by_start if s.rank == rank and _group(s) == group_name] for rank in shown}
         base = 0
-        while any(_overlap(groups[rank], [s for s, at in tracks[rank] if at >= base]) for rank in shown):
+        while any(any(_clashes(groups[r], [s for s, at in tracks[r] if at >= base])) for r in shown):
             base += 1
         for rank, group in groups.items():
             free_s = defaultdict(lambda: -np.inf)
@@ -107,14 +101,13 @@ def _tracks(spans, shown):
                     track += 1
                 free_s[track] = span.end_s
                 tracks[rank].append((span, track))
-    count = 1 + max(at for placed in tracks.values() for _, at in placed)
-    boxes = {}
-    for rank, placed in tracks.items():
-        alone = [s.kind == "compute" and not _overlap([s], [o for o, _ in placed if o is not s]) for s, _ in placed]
-        boxes[rank] = [
-            (s, 0.1, 0.8) if solo else (s, 0.1 + 0.8 * at / count, 0.8 / count)
-            for (s, at), solo in zip(placed, alone, strict=True)
-        ]
+    high = 0.8 / (1 + max(at for placed in tracks.values() for _, at in placed))
+    boxes = []
+    for lane, placed in enumerate(tracks.values()):
+        computing = [span for span, _ in placed if span.kind == "compute"]
+        clashes = _clashes(computing, [span for span, _ in placed])
+        alone = {id(span) for span, count in zip(computing, clashes, strict=True) if count <= 1}  # itself
+        boxes += [(s, lane - 0.4, 0.8) if id(s) in alone else (s, lane - 0.4 + at * high, high) for s, at in placed]
     return boxes
 
 
@@ -123,18 +116,16 @@ def _group(span):
     return "own" if own else "out" if span.kind == "send" else "in"
 
 
-def _overlap(group, others):
-    """Whether a span of `group` overlaps one of `others` for more than `_SLACK` of its own length."""
+def _clashes(group, others):
+    """For each span of `group`: how many of `others` it overlaps for more than `_SLACK` of its length."""
     starts, ends = (np.array([getattr(span, edge) for span in others]) for edge in ("start_s", "end_s"))
-    return any(
-        np.any(np.minimum(ends, span.end_s) - np.maximum(starts, span.start_s) > _SLACK * (span.end_s - span.start_s))
-        for span in group
-    )
+    overlaps = ((np.minimum(ends, s.end_s) - np.maximum(starts, s.start_s), s.end_s - s.start_s) for s in group)
+    return [np.count_nonzero(overlap > _SLACK * length) for overlap, length in overlaps]
 
 
 def _draw_bars(ax, boxes, total, num_lanes, lane_inches):
     """One collection a kind; a label inside where it fits (judged by the share of the width that it takes)."""
-    letters = 10.5 * ax.get_figure(root=True).get_figwidth()
+    letters = 10.5 * ax.figure.get_figwidth()
     by_kind = defaultdict(list)
     for box in boxes:
         by_kind[box[0].kind].append(box)
@@ -172,6 +163,7 @@ def _draw_arrows(ax, spans, boxes):
 
 
 def _draw_frame(ax, shown, total, unit):
+    ax.barh(range(len(shown)), total, height=0.8, color="#ECECEC", zorder=0.5)
     every = 1 if len(shown) <= 16 else 4 if len(shown) <= 32 else 8
     ax.set(xlim=(0, 1.005 * total), ylim=(len(shown) - 0.5, -0.5), xlabel=f"time ({unit})")
     ax.set_yticks(range(0, len(shown), every), [f"rank {rank}" for rank in shown[::every]])
