@@ -7,7 +7,7 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
 
 from .labels import draw_guess, key
-from .style import COLOURS, INK, TIME_UNITS, figure, picture, si
+from .style import COLOURS, HALO, INK, TIME_UNITS, figure, picture, si
 
 _KINDS = {
     "compute": ("compute", ""),
@@ -136,8 +136,8 @@ def _draw_bars(ax, boxes, total, num_lanes, lane_inches):
         ax.add_collection(PatchCollection(patches, facecolor=COLOURS[kind], hatch=hatch, zorder=2, **edge))
         for span, x, width, y, height in same:
             if span.label and height * lane_inches >= 0.16 and len(span.label) + 1 < letters * width / total:
-                ink = "white" if kind == "compute" else INK
-                ax.text(x + width / 2, y + height / 2, span.label, ha="center", va="center", color=ink, zorder=3)
+                look = {"color": "white"} if kind == "compute" else {"color": INK, "path_effects": [HALO]}
+                ax.text(x + width / 2, y + height / 2, span.label, ha="center", va="center", zorder=3, **look)
 
 
 def _draw_arrows(ax, spans, boxes):
