@@ -72,9 +72,8 @@ def schedule(schedule, title="", *, max_rounds=7):
     )
     for ax, number in zip(axes.flat, drawn, strict=False):
         draw_grid(ax, schedule, after[number], schedule.rounds[number - 1] if number else [])
-        sent = len(schedule.rounds[number - 1]) if number else 0
-        told = f": {plural(sent, 'message')}" if size <= MAX_STRIPED else ""
-        ax.set_title(f"round {number} of {last}{told}" if number else "start", fontsize=10)
+        sent = plural(len(schedule.rounds[number - 1]), "message") if size <= MAX_STRIPED else f"{last} in all"
+        ax.set_title(f"round {number} · {sent}" if number else "start", fontsize=10)
     for ax in axes.flat[len(drawn) :]:
         ax.set_visible(False)
     title = title or f"{schedule.name} on {plural(size, 'rank')}: what each holds after each round"

@@ -197,12 +197,17 @@ def log_axis(axis, values):
         axis.set_major_locator(FixedLocator(values))
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 2 else (1,), numticks=9))
-    axis.set_major_formatter(lambda value, _: f"{value:g}" if 1e-3 <= value < 1e5 else _power(value))
+    axis.set_major_formatter(_plain)
     axis.set_minor_formatter(NullFormatter())
     if isinstance(axis.get_major_locator(), FixedLocator):
         axis.set_minor_locator(NullLocator())
 
 
-def _power(value):
-    digits = str(round(math.log10(value))).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
-    return f"10{digits}" if math.log10(value) % 1 == 0 else f"{value:.0e}"
+def _plain(value, _=None):
+    """A tick of a logarithmic axis: 0.01, 1000, 65536, 10⁴, 1.05·10⁶."""
+    exponent = math.floor(math.log10(value) + 1e-9)
+    mantissa = f"{value / 10**exponent:.3g}"
+    if -4 < exponent < 5 and not (mantissa == "1" and exponent == 4):
+        return f"{value:g}"
+    digits = str(exponent).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return f"10{digits}" if mantissa == "1" else f"{mantissa}·10{digits}"
