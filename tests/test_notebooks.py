@@ -5,7 +5,6 @@ nbval runs each notebook as it is shipped and compares its outputs (`--nbval` in
 
 import getpass
 import json
-import pathlib
 import re
 import socket
 import statistics
@@ -134,8 +133,3 @@ def test_every_exercise_is_asked_in_its_lesson():
     for path in NOTEBOOKS:
         module = path.stem.split("-", 1)[1].replace("-", "_")
         assert set(fill(read(path))) == set(all_exercises()[module])
-
-
-def test_the_readme_lists_the_lessons():
-    linked = re.findall(r"\]\(notebooks/([\w-]+\.ipynb)\)", pathlib.Path(ROOT / "README.md").read_text("utf-8"))
-    assert [path.name for path in NOTEBOOKS] == linked
