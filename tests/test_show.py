@@ -285,6 +285,7 @@ def test_a_player_steps_through_the_rounds():
         assert f"round {number} of 4: {op}" in player.picture.alt and player.message.value == ""
         pictures.add(bytes(player.image.value))
     assert len(pictures) == 3
+    assert "1 rank" in show.player(ring(1)).picture.alt
     many = show.player(ring(9))
     many.widgets["round"].value = 16
     assert many.message.value == "" and "round 16 of 16" in many.picture.alt

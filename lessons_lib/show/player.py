@@ -48,7 +48,7 @@ def _summary(messages, round, last):
     if not round:
         return f"start of {last} rounds"
     ops = sorted({message.op for message in messages})
-    return f"round {round} of {last}: {' and '.join(ops)}"
+    return f"round {round} of {last}: {' and '.join(ops) or 'nothing moves'}"
 
 
 def _grid(schedule, after, round, messages, told):

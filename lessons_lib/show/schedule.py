@@ -17,7 +17,7 @@ DASHES = {"add": "-", "copy": (0, (4, 1.5))}
 _SHADED = "the darker, the more contributions a rank holds of a chunk"
 _STRIPED = "stripe: the contribution of the rank of that colour · frame: complete · arrow: add · dashed: copy"
 _DOTTED = " · dot: changed in this round"
-_MAX_ARROWS = 12  # in a panel
+_MAX_ARROWS = 16  # in a panel
 
 
 def states(schedule):
@@ -72,14 +72,21 @@ def schedule(schedule, title="", *, max_rounds=7):
     )
     for ax, number in zip(axes.flat, drawn, strict=False):
         draw_grid(ax, schedule, after[number], schedule.rounds[number - 1] if number else [])
-        sent = plural(len(schedule.rounds[number - 1]), "message") if size <= MAX_STRIPED else f"{last} in all"
-        ax.set_title(f"round {number} · {sent}" if number else "start", fontsize=10)
+        ax.set_title(_panel_name(schedule, number), fontsize=10)
     for ax in axes.flat[len(drawn) :]:
         ax.set_visible(False)
     title = title or f"{schedule.name} on {plural(size, 'rank')}: what each holds after each round"
     headline(fig, title)
     caption(fig, legend(size, max((len(schedule.rounds[k - 1]) for k in drawn if k), default=0)))
     return picture(fig, title)
+
+
+def _panel_name(schedule, number):
+    if number == 0:
+        return "start"
+    if schedule.world_size > MAX_STRIPED:
+        return f"round {number} of {len(schedule.rounds)}"
+    return f"round {number}: {plural(len(schedule.rounds[number - 1]), 'message')}"
 
 
 def draw_grid(ax, schedule, held, messages):
@@ -125,7 +132,8 @@ def legend(world_size, num_messages):
 def caption(fig, text):
     """`text` below the panels; it wraps at its " · "."""
     bound = text.replace(" ", "\xa0").replace("·\xa0", "· ")
-    fig.supxlabel(textwrap.fill(bound, int(12.5 * fig.get_figwidth())), x=0.01, ha="left", fontsize=10, color=INK)
+    lines = textwrap.fill(bound, int(12.5 * fig.get_figwidth())).replace("\xa0·\n", "\n")
+    fig.supxlabel(lines, x=0.01, ha="left", fontsize=10, color=INK)
 
 
 def plural(count, thing):
@@ -159,9 +167,13 @@ def _corners(x, y, width, height):
 
 
 def draw_arrows(ax, messages):
+    """The messages of a round, from row to row in the column of their chunk; several of a chunk stand side by side."""
     outlined = [patheffects.withStroke(linewidth=3.5, foreground="white")]
-    for src, dst, chunk, op in messages:
-        bend = "arc3,rad=" + ("0" if abs(src - dst) == 1 else "0.3")
+    for number, (src, dst, chunk, op) in enumerate(messages):
+        same = [k for k, message in enumerate(messages) if message.chunk == chunk]
+        x = chunk + 0.7 * ((same.index(number) + 0.5) / len(same) - 0.5)
+        bend = 0 if abs(src - dst) == 1 or len(same) > 1 else min(0.3, 1.1 / abs(src - dst))
         look = {"arrowstyle": "-|>", "mutation_scale": 10, "color": INK, "linewidth": 1.4, "linestyle": DASHES[op]}
-        ends = (chunk, src), (chunk, dst)
-        ax.add_patch(FancyArrowPatch(*ends, connectionstyle=bend, zorder=5, path_effects=outlined, **look))
+        arrow = FancyArrowPatch((x, src), (x, dst), connectionstyle=f"arc3,rad={bend}", clip_on=False, **look)
+        arrow.set(zorder=5, path_effects=outlined)
+        ax.add_patch(arrow)
