@@ -74,7 +74,7 @@ def _make_communicator(rank, setup):
     if setup.transport == "shared_memory":
         transport = SharedMemoryTransport(rank, setup.world_size, setup.meeting_place, START_TIMEOUT_S, setup.links)
         transport.agree("start")
-        transport.timeout_s = setup.timeout_s
+        transport.set_timeout(setup.timeout_s)
     else:
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
         store = dist.FileStore(setup.meeting_place, setup.world_size)

@@ -11,6 +11,9 @@ import time
 from contextlib import suppress
 from multiprocessing import shared_memory
 
+import numpy as np
+import torch
+
 HAS_MEMFD = hasattr(os, "memfd_create")
 yield_core = getattr(os, "sched_yield", lambda: time.sleep(0))
 
@@ -37,6 +40,11 @@ class Block:
         self._fd, self.name = fd, f"/proc/{os.getpid()}/fd/{fd}"
         if name:
             self.forget_name()
+
+    def tensor(self, dtype, numel):
+        """The block's first `numel` elements as a 1-D tensor, which keeps the memory mapped."""
+        size_bytes = numel * dtype.itemsize
+        return torch.from_numpy(np.frombuffer(self.view, np.uint8)[:size_bytes]).view(dtype)
 
     def forget_name(self):
         """Nobody else can attach from now on; who has attached goes on. Harmless where names cannot be forgotten."""

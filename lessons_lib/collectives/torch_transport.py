@@ -21,11 +21,15 @@ class TorchTransport(Transport):
     """Messages over the process group `group` (the default one if None), which `close` ends if `own_group`."""
 
     def __init__(self, timeout_s, links=None, group=None, own_group=False):
-        super().__init__(dist.get_rank(group), dist.get_world_size(group), timeout_s, links)
+        super().__init__(dist.get_rank(group), dist.get_world_size(group), links)
         self.group, self._own_group = group, own_group
-        self.is_gloo = "gloo" in dist.get_backend(group)
+        has_cpu = "cpu:" in dist.get_backend_config(group)
+        self._header_device = "cpu" if has_cpu else torch.accelerator.current_accelerator()
+        self.set_timeout(timeout_s)
+        self._doing, self._scratch = "its own code", {}
+
+    def set_timeout(self, timeout_s):
         self._timeout = timedelta(seconds=timeout_s)
-        self._doing, self._scratch = "its own code", None
 
     # --- waiting and headers -----------------------------------------------------------------------------------------
 
@@ -34,34 +38,38 @@ class TorchTransport(Transport):
         try:
             work.wait(self._timeout)
         except RuntimeError as error:
-            first_line = str(error).splitlines()[0]
-            raise RankFailed(
-                peer,
-                f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s, or its connection broke: rank "
-                f"{self.rank} was waiting for it in {self._doing} ({first_line})",
-            ) from error
+            raise self._failed(peer, error) from error
+
+    def _failed(self, peer, error):
+        reason = (
+            f"rank {peer} did not answer within timeout_s={self._timeout.total_seconds():g} s, or its connection "
+            f"broke: rank {self.rank} was waiting for it in {self._doing} ({str(error).splitlines()[0]})"
+        )
+        return RankFailed(peer, reason)
 
     def global_rank(self, rank):
         return dist.get_global_rank(self.group, rank) if self.group is not None else rank
 
-    def isend(self, tensor, dst):
-        return dist.isend(tensor, self.global_rank(dst), self.group)
-
-    def irecv(self, tensor, src):
-        return dist.irecv(tensor, self.global_rank(src), self.group)
+    def post(self, function, tensor, peer):
+        """Begin a `dist.isend` or `dist.irecv`; its work."""
+        try:
+            return function(tensor, self.global_rank(peer), self.group)
+        except RuntimeError as error:
+            raise self._failed(peer, error) from error
 
     def send_header(self, call, dst):
         data = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
         text = call.encode()[:HEADER_BYTES]
         data[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
-        return self.isend(data, dst), data
+        data = data.to(self._header_device)
+        return self.post(dist.isend, data, dst), data
 
     def check_header(self, call, src, expected=None):
         """Receive what rank `src` says it is doing, and compare it with `expected` (the same call, if None)."""
-        data = torch.empty(HEADER_BYTES, dtype=torch.uint8)
+        data = torch.empty(HEADER_BYTES, dtype=torch.uint8, device=self._header_device)
         self._doing = call
-        self.wait(self.irecv(data, src), src)
-        theirs = data.numpy().tobytes().rstrip(b"\0").decode(errors="replace")
+        self.wait(self.post(dist.irecv, data, src), src)
+        theirs = bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
         if theirs != (expected or call)[:HEADER_BYTES]:
             raise CollectiveMismatch({self.rank: call, src: theirs})
 
@@ -88,7 +96,7 @@ class TorchTransport(Transport):
         kind = describe(tensor)
         self._doing = f"send({kind}, dst={dst})"
         header = self.send_header(f"send({kind}, dst={dst})", dst)
-        self.wait(self.isend(tensor, dst), dst)
+        self.wait(self.post(dist.isend, tensor, dst), dst)
         self.wait(header[0], dst)
         self.idle()
 
@@ -96,7 +104,7 @@ class TorchTransport(Transport):
         kind = describe(tensor)
         self.check_header(f"recv({kind}, src={src})", src, expected=f"send({kind}, dst={self.rank})")
         heard_s = now_s()
-        self.wait(self.irecv(tensor, src), src)
+        self.wait(self.post(dist.irecv, tensor, src), src)
         if self.wire:
             self.wire.hold(src, tensor.nbytes, tensor.nbytes, now_s())
         self.idle()
@@ -104,23 +112,20 @@ class TorchTransport(Transport):
 
     def start(self, operations):
         """Post (function, tensor, peer) together; one work each. NCCL needs them in one group to avoid a deadlock."""
-        if self.is_gloo:
-            return [function(tensor, self.global_rank(peer), self.group) for function, tensor, peer in operations]
+        if all(tensor.is_cpu for _, tensor, _ in operations):
+            return [self.post(*operation) for operation in operations]
         batch = [
             dist.P2POp(function, tensor, self.global_rank(peer), self.group) for function, tensor, peer in operations
         ]
-        works = dist.batch_isend_irecv(batch) if batch else []
+        works = dist.batch_isend_irecv(batch)
         return works if len(works) == len(batch) else works * len(batch)
 
-    def scratch(self, numel, dtype, device):
-        """A 1-D tensor of at least `numel` elements that outlives the call, so that pages are touched once."""
-        if (
-            self._scratch is None
-            or self._scratch.numel() < numel
-            or (self._scratch.dtype, self._scratch.device) != (dtype, device)
-        ):
-            self._scratch = torch.empty(numel, dtype=dtype, device=device)
-        return self._scratch
+    def scratch(self, numel, like):
+        """A 1-D tensor of at least `numel` elements that outlives the call, so that its pages are touched once."""
+        key = (like.dtype, like.device)
+        if key not in self._scratch or self._scratch[key].numel() < numel:
+            self._scratch[key] = like.new_empty(numel)
+        return self._scratch[key]
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -141,11 +146,11 @@ class Window:
 
     def __init__(self, transport, flat, reduce):
         self._transport, self._flat, self._reduce = transport, flat, reduce
-        self._segment = max(1, SEGMENT_BYTES // flat.element_size()) if transport.is_gloo else max(1, flat.numel())
+        self._segment = max(1, SEGMENT_BYTES // flat.element_size() if flat.is_cpu else flat.numel())
 
     def post(self, step):
         arrivals, room = [], sum(part.numel for part in step.incoming if part.op == "add")
-        scratch = self._transport.scratch(room, self._flat.dtype, self._flat.device) if room else None
+        scratch = self._transport.scratch(room, self._flat) if room else None
         used = 0
         for part in step.incoming:
             for target in self._segments(part):

@@ -10,13 +10,12 @@ class Transport:
 
     Attributes:
         rank, world_size: who this is, of how many.
-        timeout_s: how long any wait lasts before `RankFailed` says who did not come.
         wire: the `EmulatedWire` that delays every message, or None for the real one.
         trace: a `Trace` to record messages in, or None.
     """
 
-    def __init__(self, rank, world_size, timeout_s, links=None):
-        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+    def __init__(self, rank, world_size, links=None):
+        self.rank, self.world_size = rank, world_size
         self.wire = EmulatedWire(rank, links) if links else None
         self.trace = None
 
@@ -24,6 +23,10 @@ class Transport:
     def source(self):
         """What a figure of this transport's trace must say: "measured" or "emulated links"."""
         return "emulated links" if self.wire else "measured"
+
+    def set_timeout(self, timeout_s):
+        """How long any wait lasts before `RankFailed` names who did not come."""
+        raise NotImplementedError
 
     def agree(self, call, note=""):
         """Wait until all ranks have come to this call; a list of their notes. `CollectiveMismatch` if calls differ."""

@@ -1,0 +1,154 @@
+"""Where ranks of one machine tell each other what they do: a line of shared memory for each, written by it alone."""
+
+import time
+
+from .errors import CollectiveMismatch, RankFailed
+from .memory import Block, Fence, yield_core
+from .trace import now_s
+
+# A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv.
+LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
+ENTERED, ROUNDS, DOING, PEER, CHANGES, STAMPS = 0, 1, 2, 3, 4, 8
+NUM_STAMPS, SPINS = 16, 200
+IDLE, SEND, RECV, COLLECTIVE = range(4)
+
+
+class Board:
+    """The lines of all ranks, and behind them `extra_bytes` for other uses.
+
+    Args:
+        rank, world_size: who writes here, of how many.
+        name: of a zeroed `Block` of `Board.size_bytes(world_size, extra_bytes)`, made by the launcher.
+        timeout_s: how long a wait lasts before `RankFailed` names who did not come.
+    """
+
+    def __init__(self, rank, world_size, name, extra_bytes, timeout_s):
+        self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self.block = Block(self.size_bytes(world_size, extra_bytes), name)
+        self._bytes = memoryview(self.block.view)
+        self.ints = self._bytes.cast("B").cast("q")
+        self.fence = Fence()
+        self._line, self._num_calls, self.rounds = self._at(rank, 0), 0, 0
+
+    @staticmethod
+    def size_bytes(world_size, extra_bytes):
+        return world_size * LINE_BYTES + extra_bytes
+
+    @staticmethod
+    def _at(rank, place):
+        return rank * (LINE_BYTES // 8) + place
+
+    def _write(self, slot, text):
+        data = text.encode()[: TEXT_BYTES - 8]
+        at = self.rank * LINE_BYTES + TEXT_AT[slot]
+        self.ints[at // 8] = len(data)
+        self._bytes[at + 8 : at + 8 + len(data)] = data
+
+    def read(self, rank, slot):
+        """The text in one of `rank`'s slots."""
+        at = rank * LINE_BYTES + TEXT_AT[slot]
+        return bytes(self._bytes[at + 8 : at + 8 + self.ints[at // 8]]).decode(errors="replace")
+
+    # --- waiting -----------------------------------------------------------------------------------------------------
+
+    def wait(self, place, value, peer):
+        """Wait until the whole number at `place` has reached `value`: spin a little, then give way, then sleep."""
+        ints = self.ints
+        for _ in range(SPINS):
+            if ints[place] >= value:
+                return
+        start_s = looked_s = now_s()
+        while ints[place] < value:
+            yield_core()
+            waited_s = now_s() - start_s
+            if waited_s > 1e-3:
+                time.sleep(min(waited_s / 20, 1e-3))
+            if now_s() - looked_s > 0.1:
+                self._find_deadlock()
+                looked_s = now_s()
+            if waited_s > self.timeout_s:
+                raise RankFailed(
+                    peer,
+                    f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting "
+                    f"for it in {self.doing(self.rank)}; rank {peer} was in {self.doing(peer)}",
+                )
+
+    def set_doing(self, kind, peer=0, text=None):
+        """Tell the others what this rank is in: IDLE, a COLLECTIVE, or a SEND or RECV with `peer`."""
+        if text is not None:
+            self._write(MESSAGE_TEXT, text)
+        self.ints[self._line + PEER] = peer
+        self.ints[self._line + DOING] = kind
+        self.ints[self._line + CHANGES] += 1
+
+    def doing(self, rank):
+        """What `rank` is in, in words."""
+        kind = self.ints[self._at(rank, DOING)]
+        if kind == IDLE:
+            return "its own code"
+        slot = self.ints[self._at(rank, ENTERED)] % 2 if kind == COLLECTIVE else MESSAGE_TEXT
+        return self.read(rank, slot).partition("\n")[0]
+
+    def _find_deadlock(self):
+        """Follow who waits for whom; a circle that stays is a deadlock, and each rank in it says what it called."""
+        before = self._changes()
+        circle = self._circle(self.rank, [], set())
+        if circle:
+            time.sleep(0.02)
+            if self._changes() == before:
+                raise CollectiveMismatch({rank: self.doing(rank) for rank in circle})
+
+    def _changes(self):
+        return [self.ints[self._at(rank, CHANGES)] for rank in range(self.world_size)]
+
+    def _circle(self, rank, path, seen):
+        if rank in path:
+            return path[path.index(rank) :]
+        if rank in seen:
+            return []
+        seen.add(rank)
+        circles = (self._circle(other, [*path, rank], seen) for other in self._waits_for(rank))
+        return next(filter(None, circles), [])
+
+    def _waits_for(self, rank):
+        kind, peer = (self.ints[self._at(rank, place)] for place in (DOING, PEER))
+        if kind == COLLECTIVE:
+            entered = self.ints[self._at(rank, ENTERED)]
+            return [r for r in range(self.world_size) if self.ints[self._at(r, ENTERED)] < entered]
+        if kind in (SEND, RECV):
+            other_kind, other_peer = (self.ints[self._at(peer, place)] for place in (DOING, PEER))
+            meets = other_peer == rank and {kind, other_kind} == {SEND, RECV}
+            return [] if meets else [peer]
+        return []
+
+    # --- rounds and calls --------------------------------------------------------------------------------------------
+
+    def publish(self, rounds):
+        """Tell the others how many rounds this rank has ended, and when."""
+        self.rounds = rounds
+        self.ints[self._line + STAMPS + rounds % NUM_STAMPS] = int(now_s() * 1e9)
+        self.fence()
+        self.ints[self._line + ROUNDS] = rounds
+
+    def wait_rounds(self, rank, rounds):
+        """Wait until `rank` has ended that many rounds; the time at which it did (s)."""
+        self.wait(self._at(rank, ROUNDS), rounds, rank)
+        return self.ints[self._at(rank, STAMPS + rounds % NUM_STAMPS)] / 1e9
+
+    def enter(self, call, note):
+        """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`."""
+        # A rank that is one call ahead has written its other slot, so two slots are enough.
+        self._num_calls += 1
+        slot = self._num_calls % 2
+        self._write(slot, f"{call}\n{note}")
+        self.fence()
+        self.ints[self._line + ENTERED] = self._num_calls
+        self.set_doing(COLLECTIVE)
+        notes = []
+        for rank in range(self.world_size):
+            self.wait(self._at(rank, ENTERED), self._num_calls, rank)
+            theirs, _, note = self.read(rank, slot).partition("\n")
+            if theirs != call:
+                raise CollectiveMismatch({self.rank: call, rank: theirs})
+            notes.append(note)
+        return notes
