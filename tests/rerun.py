@@ -39,9 +39,7 @@ class Measured:
     def __str__(self):
         memory = f"{self.peak_bytes / 1e6:.0f} MB" if self.peak_bytes else "memory not measured"
         slowest = sorted(enumerate(self.cell_times_s, 1), key=lambda pair: -pair[1])[:3]
-        return f"{self.time_s:.1f} s, {memory}; slowest cells: " + ", ".join(
-            f"[{n}] {t:.1f} s" for n, t in slowest
-        )
+        return f"{self.time_s:.1f} s, {memory}; slowest cells: " + ", ".join(f"[{n}] {t:.1f} s" for n, t in slowest)
 
 
 class PeakMemory:
@@ -157,8 +155,6 @@ def main(paths):
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("notebook", nargs="*", type=pathlib.Path, help="default: all in notebooks/")
     main(parser.parse_args().notebook)

@@ -99,7 +99,7 @@ def test_a_scaffold_that_returns_dots_is_not_attempted():
     assert exercise().check(scaffold).state == "not attempted"
 
 
-@pytest.mark.parametrize("answer", [mean, torch.mean, lambda values: values.mean(), np.mean and (lambda v: v.mean())])
+@pytest.mark.parametrize("answer", [mean, torch.mean, lambda values: values.mean()])
 def test_the_reference_and_other_forms_are_correct(answer):
     assert exercise().check(answer).state == "correct"
 

@@ -50,9 +50,7 @@ def difference(expected, got, rtol=1e-5, atol=1e-6):
         return _sequences(expected, got, rtol, atol)
     if dataclasses.is_dataclass(expected) and type(expected) is type(got):
         names = [field.name for field in dataclasses.fields(expected) if field.compare]
-        return _first(
-            [(f".{name}", getattr(expected, name), getattr(got, name)) for name in names], rtol, atol
-        )
+        return _first([(f".{name}", getattr(expected, name), getattr(got, name)) for name in names], rtol, atol)
     if type(expected) is type(got) or isinstance(expected, set | frozenset):
         return None if bool(expected == got) else _unlike(expected, got)
     return "", f"expected {_kind(expected)}, got {_kind(got)}"
@@ -162,9 +160,7 @@ def _kind(value):
     if value is None:
         return "None"
     if isinstance(value, torch.Tensor | np.ndarray):
-        return (
-            f"{'a tensor' if isinstance(value, torch.Tensor) else 'an array'} of shape {tuple(value.shape)}"
-        )
+        return f"{'a tensor' if isinstance(value, torch.Tensor) else 'an array'} of shape {tuple(value.shape)}"
     if isinstance(value, int | float | str):
         return f"{show_value(value)} ({type(value).__name__})"
     name = type(value).__name__

@@ -85,9 +85,7 @@ class Exercise:
         cases = list(self._cases() if callable(self._cases) else self._cases)
         wrong = [case for case in cases if not isinstance(case, tuple)]
         if wrong or not cases:
-            raise TypeError(
-                f"cases of {self.name} must be at least one tuple of arguments, got {(wrong or cases)!r}"
-            )
+            raise TypeError(f"cases of {self.name} must be at least one tuple of arguments, got {(wrong or cases)!r}")
         return cases
 
     def __repr__(self):
@@ -192,8 +190,7 @@ class Exercise:
     def _price(self, expected, got):
         agrees = f"It agrees with the reference in {len(self.cases)} case{'s' * (len(self.cases) > 1)}"
         prices = [
-            f"{name}: {_amount(got.cost[name])} (best known {_amount(best)})"
-            for name, best in expected.cost.items()
+            f"{name}: {_amount(got.cost[name])} (best known {_amount(best)})" for name, best in expected.cost.items()
         ]
         return f"{agrees}; in the last one, {', '.join(prices)}." if prices else f"{agrees}."
 
