@@ -8,7 +8,7 @@ from .trace import now_s
 
 # A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv.
 LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
-ENTERED, ROUNDS, DOING, PEER, CHANGES, STAMPS = 0, 1, 2, 3, 4, 8
+ENTERED, ROUNDS, DOING, PEER, CHANGES, PLACE, VALUE, STAMPS = 0, 1, 2, 3, 4, 5, 6, 8
 NUM_STAMPS, SPINS = 16, 200
 IDLE, SEND, RECV, COLLECTIVE = range(4)
 
@@ -58,6 +58,7 @@ class Board:
             if ints[place] >= value:
                 return
         start_s = looked_s = now_s()
+        ints[self._line + VALUE], ints[self._line + PLACE] = value, place
         while ints[place] < value:
             yield_core()
             waited_s = now_s() - start_s
@@ -92,10 +93,10 @@ class Board:
     def _find_deadlock(self):
         """Follow who waits for whom; a circle that stays is a deadlock, and each rank in it says what it called."""
         before = self._changes()
-        circle = self._circle(self.rank, [], set())
-        if circle:
+        if self._circle(self.rank, [], set()):
             time.sleep(0.02)
-            if self._changes() == before:
+            circle = self._circle(self.rank, [], set())
+            if circle and self._changes() == before:
                 raise CollectiveMismatch({rank: self.doing(rank) for rank in circle})
 
     def _changes(self):
@@ -111,7 +112,9 @@ class Board:
         return next(filter(None, circles), [])
 
     def _waits_for(self, rank):
-        kind, peer = (self.ints[self._at(rank, place)] for place in (DOING, PEER))
+        kind, peer, place, value = (self.ints[self._at(rank, place)] for place in (DOING, PEER, PLACE, VALUE))
+        if self.ints[place] >= value:
+            return []  # what it waited for has come, only the system has not let it go on yet
         if kind == COLLECTIVE:
             entered = self.ints[self._at(rank, ENTERED)]
             return [r for r in range(self.world_size) if self.ints[self._at(r, ENTERED)] < entered]

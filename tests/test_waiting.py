@@ -1,0 +1,75 @@
+"""Who waits for whom: deadlocks are found, a rank that is only slow is not taken for one, and timelines show both."""
+
+import os
+import signal
+import threading
+import time
+
+import pytest
+import torch
+
+from lessons_lib import CollectiveMismatch, launch
+
+
+def swap_both_sending_first(comm):
+    comm.send(torch.zeros(3), dst=1 - comm.rank)
+    comm.recv(torch.zeros(3), src=1 - comm.rank)
+
+
+def test_a_deadlock_is_found_within_a_second_and_is_on_the_timeline():
+    with pytest.raises(CollectiveMismatch, match=r"rank 0: send.*dst=1\); rank 1: send.*dst=0\)") as caught:
+        launch(swap_both_sending_first, world_size=2, trace=True)
+    waits = [(span.rank, span.peer, span.label) for span in caught.value.trace.spans if span.kind == "wait"]
+    assert sorted(waits) == [(0, 1, "send to rank 1, in vain"), (1, 0, "send to rank 0, in vain")]
+    assert all(span.end_s - span.start_s < 5 for span in caught.value.trace.spans)
+
+
+def one_of_three_is_missing(comm):
+    if comm.rank == 2:
+        comm.recv(torch.zeros(1), src=1)
+    else:
+        comm.barrier()
+
+
+def test_a_circle_through_a_collective_is_a_deadlock():
+    with pytest.raises(CollectiveMismatch, match=r"barrier\(\).*rank 2: recv"):
+        launch(one_of_three_is_missing, world_size=3)
+
+
+def stopped_sender(comm):
+    """Rank 1 takes a message of a stopped rank and ends: its sender has not seen yet that it is free to go on."""
+    process, tensor = torch.tensor([os.getpid()]), torch.ones(3)
+    if comm.rank == 0:
+        comm.send(process, dst=1)
+        comm.send(tensor, dst=1)
+        return None
+    comm.recv(process, src=0)
+    time.sleep(0.1)  # until rank 0 waits for its second message to be taken
+    os.kill(process.item(), signal.SIGSTOP)
+    threading.Timer(0.6, os.kill, (process.item(), signal.SIGCONT)).start()
+    comm.recv(tensor.zero_(), src=0)
+    return tensor.tolist()
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGSTOP"), reason="processes cannot be stopped here")
+def test_a_rank_that_the_system_holds_up_is_no_deadlock():
+    assert launch(stopped_sender, world_size=2)[1] == [1, 1, 1]
+
+
+def late_receiver(comm):
+    if comm.rank == 0:
+        comm.send(torch.zeros(10), dst=1)
+    else:
+        time.sleep(0.05)
+        comm.recv(torch.zeros(10), src=0)
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", "torch"])
+def test_a_message_is_on_both_lanes_and_the_wait_on_the_one_that_came_first(transport):
+    spans = launch(late_receiver, world_size=2, transport=transport, trace=True).trace.spans
+    send, recv = (next(span for span in spans if span.kind == kind) for kind in ("send", "recv"))
+    assert (send.rank, send.peer, recv.rank, recv.peer) == (0, 1, 1, 0)
+    assert (send.start_s, send.end_s, send.size_bytes) == (recv.start_s, recv.end_s, recv.size_bytes)
+    assert send.size_bytes == 40
+    if transport == "shared_memory":
+        assert any(span.kind == "wait" and span.rank == 0 and span.end_s == send.start_s for span in spans)
