@@ -9,8 +9,8 @@ from lessons_lib.exercises.core import Exercise, Mistake
 def momentum_step(theta, g, b, lr, mu):
     """One step of momentum in torch's form. Returns the new (theta, b).
 
-    theta, g, b: tensors of one shape: the parameter, its gradient, and the buffer (zeros before the first step).
-    lr, mu: the learning rate and the share of the buffer that is kept, two numbers.
+    theta, g, b: the parameter, its gradient and the buffer (zeros before the first step), all of
+    one shape. lr, mu: the learning rate and the share of the buffer that is kept, two numbers.
     """
     b = mu * b + g
     return theta - lr * b, b
@@ -79,8 +79,8 @@ momentum_step = Exercise(
 def adam_step(theta, g, m, v, t, lr, beta1, beta2, eps):
     """One step of Adam. Returns the new (theta, m, v).
 
-    theta, g, m, v: tensors of one shape: the parameter, its gradient, and both running means as they were stored.
-    t: the number of this step; the first is 1. lr, beta1, beta2, eps: numbers.
+    theta, g, m, v: the parameter, its gradient and both running means as they were stored, all of
+    one shape. t: the number of this step; the first is 1. lr, beta1, beta2, eps: numbers.
     """
     m = beta1 * m + (1 - beta1) * g
     v = beta2 * v + (1 - beta2) * g**2
@@ -198,7 +198,8 @@ adam_step = Exercise(
 def adamw_step(theta, g, m, v, t, lr, weight_decay, beta1, beta2, eps):
     """One step of AdamW, as torch takes it. Returns the new (theta, m, v).
 
-    weight_decay: the share of theta, times lr, that is taken off before Adam's step; the rest as in `adam_step`.
+    weight_decay: the share of theta that, times lr, is taken off before Adam's step.
+    The other arguments are those of `adam_step`.
     """
     theta = theta - lr * weight_decay * theta
     m = beta1 * m + (1 - beta1) * g
@@ -268,12 +269,12 @@ adamw_step = Exercise(
 
 
 def state_bytes(model, optimizer):
-    """Bytes of the state that torch's optimiser keeps for `model` after its first step, the weights not counted.
+    """Bytes that torch's optimiser keeps for `model` after its first step, weights not counted.
 
     model: an nn.Module. Parameters with requires_grad=False get no gradient, hence no state.
     optimizer: "sgd", "momentum", "rmsprop", "adam" or "adamw".
-    A tensor of the state has the shape and dtype of its parameter. RMSprop, Adam and AdamW also keep a step counter
-    for every parameter tensor: one float32.
+    A tensor of the state has the shape and dtype of its parameter. RMSprop, Adam and AdamW also
+    keep a step counter for every parameter tensor: one float32.
     """
     tensors = {"sgd": 0, "momentum": 1, "rmsprop": 1, "adam": 2, "adamw": 2}[optimizer]
     counter = 4 if optimizer in ("rmsprop", "adam", "adamw") else 0
