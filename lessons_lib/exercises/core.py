@@ -78,7 +78,7 @@ class Exercise:
         self.outcome, self.compare = outcome, compare
         self.rtol, self.atol, self.slack, self.time_limit_s = rtol, atol, slack, time_limit_s
         self.name, self.__doc__ = reference.__name__, reference.__doc__
-        self._hints_given = 0
+        self._hints_given, self._mistakes_known = 0, {}
 
     @functools.cached_property
     def cases(self):
@@ -173,8 +173,14 @@ class Exercise:
                 return ""
             if i == len(outcomes):
                 outcomes.append(self._run(answer, case))
-            candidates = [m for m in candidates if self._same(self._run(m.fn, case), outcomes[i])]
+            candidates = [m for m in candidates if self._same(self._mistaken(m, i), outcomes[i])]
         return candidates[0].hint if candidates else ""
+
+    def _mistaken(self, mistake, i):
+        """What a mistake comes to on case i: the same every time, so it is tried once."""
+        if (mistake, i) not in self._mistakes_known:
+            self._mistakes_known[mistake, i] = self._run(mistake.fn, self.cases[i])
+        return self._mistakes_known[mistake, i]
 
     def _same(self, left, right):
         if isinstance(left.value, Raised) or isinstance(right.value, Raised):
