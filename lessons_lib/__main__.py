@@ -34,7 +34,8 @@ def main(arguments=None):
     if options.command == "bench":
         from . import bench as benchmarks
 
-        return benchmarks.main(quick=options.quick)
+        benchmarks.main(quick=options.quick)
+        return 0
     print(report([measure(device) for device in probe()]), flush=True)
     folder = Path(__file__).resolve().parent.parent / "notebooks"
     found = lessons(folder)

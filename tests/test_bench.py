@@ -1,0 +1,36 @@
+"""The side-by-side measurements run and say what they compare. What they measure is never asserted."""
+
+import pytest
+
+from lessons_lib import bench
+
+
+@pytest.mark.parametrize(
+    "measure",
+    [
+        lambda: bench.all_reduce(2, 64 * bench.KB, 3),
+        lambda: bench.ring_over_gloo(2, bench.MB, 3),
+        lambda: bench.training_step(*bench.MODELS[0], 2, 3),
+        lambda: bench.weak_scaling(*bench.MODELS[0], 3),
+        lambda: bench.adam_step(3),
+        lambda: bench.simulated_ring((2, 4)),
+    ],
+)
+def test_rows_say_what_was_compared(measure):
+    for row in measure():
+        assert row.work and row.peer and row.goal
+        assert row.ours_s > 0 and row.theirs_s > 0
+        assert 0 < row.low <= row.ratio <= row.high
+
+
+def test_ratios_are_of_neighbouring_turns_and_the_first_is_a_warm_up():
+    row = bench.compared("work", "peer", [9.0, 1.0, 2.0, 4.0], [9.0, 2.0, 8.0, 12.0], ">= 1")
+    assert (row.ratio, row.ours_s, row.theirs_s) == (3.0, 3.0, 8.5)
+    inverse = bench.compared("work", "peer", [9.0, 1.0, 2.0, 4.0], [9.0, 2.0, 8.0, 12.0], "<= 1", inverse=True)
+    assert inverse.ratio == pytest.approx(1 / 3)
+
+
+def test_a_line_is_fitted_through_its_points():
+    sizes = [1e3, 1e4, 1e5, 1e6]
+    alpha_s, beta_s = bench.fit_line(sizes, [2e-5 + 3e-9 * size for size in sizes])
+    assert (alpha_s, beta_s) == pytest.approx((2e-5, 3e-9))
