@@ -87,7 +87,7 @@ def compared(work, peer, ours_s, theirs_s, goal, inverse=False):
     """A `Row` of two lists of times measured in turns. ratio: theirs / ours, or ours / theirs if `inverse`."""
     pairs = list(zip(ours_s, theirs_s, strict=True))[1:]
     ratios = [ours / theirs if inverse else theirs / ours for ours, theirs in pairs]
-    low, ratio, high = statistics.quantiles(ratios, n=4) if len(ratios) > 1 else ratios * 3
+    low, ratio, high = statistics.quantiles(ratios, n=4, method="inclusive") if len(ratios) > 1 else ratios * 3
     return Row(work, peer, statistics.median(ours_s), statistics.median(theirs_s), ratio, low, high, goal)
 
 
