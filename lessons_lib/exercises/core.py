@@ -69,8 +69,20 @@ class Exercise:
     `slack`: a cost may be `slack` × the reference's. `time_limit_s`: for one case.
     """
 
-    def __init__(self, reference, cases, mistakes=(), hints=(), *, outcome=None, compare=None, rtol=1e-5,
-                 atol=1e-6, slack=1.0, time_limit_s=20.0):  # fmt: skip
+    def __init__(
+        self,
+        reference,
+        cases,
+        mistakes=(),
+        hints=(),
+        *,
+        outcome=None,
+        compare=None,
+        rtol=1e-5,
+        atol=1e-6,
+        slack=1.0,
+        time_limit_s=20.0,
+    ):
         if not inspect.isfunction(reference) and not inspect.isclass(reference):
             raise TypeError(f"reference must be a function or a class, got {reference!r}")
         self.reference, self._cases = reference, cases
@@ -104,10 +116,7 @@ class Exercise:
         outcomes = []
         for case in self.cases:
             expected = self._run(self.reference, case)
-            if isinstance(expected.value, Raised) and expected.value.type_name not in (
-                "ValueError",
-                "TypeError",
-            ):
+            if isinstance(expected.value, Raised) and expected.value.type_name not in ("ValueError", "TypeError"):
                 raise RuntimeError(f"the reference of {self.name} {expected.value}")
             outcomes.append(self._run(answer, case, quiet=False))
             if outcomes[-1].value is ...:
@@ -151,7 +160,7 @@ class Exercise:
             join = " " if isinstance(got.value, Raised) else ": "
             return (f", {path}" if path else "") + join + words
         for name, best in expected.cost.items():
-            if got.cost[name] > best * self.slack:
+            if got.cost[name] > best * self.slack * (1 + 1e-9):
                 paid, enough = _amount(got.cost[name]), _amount(best * self.slack)
                 return f" gives the right values, but {name}: {paid}, where {enough} is enough"
         return None

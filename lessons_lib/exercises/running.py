@@ -98,7 +98,7 @@ def _time_limit(seconds):
 def _fixed_seeds():
     python, arrays = random.getstate(), np.random.get_state()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)
         random.seed(0)
         np.random.seed(0)
         try:
