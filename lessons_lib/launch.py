@@ -13,9 +13,9 @@ import torch.distributed as dist
 
 from .collectives import Communicator, InvalidSchedule, Links, Schedule, TorchTransport, memory
 from .collectives.choose import check_algorithm
-from .collectives.communicator import check_schedule
 from .collectives.memory import Block
 from .collectives.shared_memory import board_bytes
+from .collectives.verify import check_schedule
 from .devices import usable_cores
 from .processes import Ranks, context, start_method
 from .rank import Setup

@@ -1,13 +1,13 @@
 """What a rank holds: who it is, and the operations it shares with the others."""
 
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 
 import torch
 import torch.distributed as dist
 
+from .background import Background
 from .choose import all_reduce_schedule, broadcast_schedule, check_algorithm
-from .errors import CollectiveMismatch, InvalidSchedule, RankFailed
+from .errors import CollectiveMismatch, RankFailed
 from .execute import REDUCE, run
 from .plan import make_plan
 from .ring import ring_all_gather, ring_reduce_scatter
@@ -15,7 +15,7 @@ from .schedule import Schedule, chunk_bounds
 from .torch_transport import TorchTransport
 from .trace import Ledger, Trace, now_s
 from .transport import describe
-from .verify import verify
+from .verify import check_schedule
 
 TORCH_OPS = {
     "sum": dist.ReduceOp.SUM,
@@ -52,7 +52,7 @@ class Communicator:
         self.ledger = Ledger()
         self.trace = transport.trace = Trace(source=transport.source) if trace else None
         self._plans, self._verified = {}, []
-        self._thread = self._pending = None
+        self._background = Background()
 
     def __repr__(self):
         return f"Communicator(rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
@@ -129,7 +129,7 @@ class Communicator:
         ):
             raise ValueError(f"op='mean' of dtype {tensor.dtype}: a floating-point tensor is needed")
         if async_op:
-            return self._later(lambda: self._all_reduce(tensor, op))
+            return self._background.start(lambda: self._all_reduce(tensor, op))
         return self._all_reduce(tensor, op, self._begin("all_reduce", tensor))
 
     def _all_reduce(self, tensor, op, call=None):
@@ -189,7 +189,7 @@ class Communicator:
 
     def barrier(self):
         """Wait until every rank has come here."""
-        self._settle()
+        self._background.settle()
         self.transport.agree("barrier()")
         self.ledger.call("barrier")
 
@@ -202,7 +202,7 @@ class Communicator:
         """
         if not isinstance(numel, int) or numel < 0:
             raise ValueError(f"numel={numel!r}: a whole number of 0 or more is needed")
-        self._settle()
+        self._background.settle()
         return self.transport.buffer(numel, dtype)
 
     def compute(self, label="compute"):
@@ -211,10 +211,9 @@ class Communicator:
 
     def close(self):
         """Wait for the others to end too, then let go of memory and sockets. `launch` calls it."""
-        self._settle()
+        self._background.settle()
         self.transport.agree("return from the function")
-        if self._thread is not None:
-            self._thread.shutdown()
+        self._background.close()
         self.transport.close()
 
     def __enter__(self):
@@ -236,7 +235,7 @@ class Communicator:
             if peer == self.rank and name in ("send", "recv"):
                 raise ValueError(f"{name}: {argument}={peer} is this rank itself: another rank is needed")
         if wait:
-            self._settle()
+            self._background.settle()
         self.ledger.call(name)
         return f"{name}({describe(tensor)}"
 
@@ -265,39 +264,6 @@ class Communicator:
         flat = tensor.detach().contiguous()
         collective(flat)
         _copy_back(tensor, flat)
-
-    def _later(self, work):
-        if self._thread is None:
-            self._thread = ThreadPoolExecutor(1, thread_name_prefix="collectives")
-        self._pending = self._thread.submit(work)
-        return Work(self._pending)
-
-    def _settle(self):
-        """Operations happen in the order they were called in: wait for asynchronous ones first."""
-        if self._pending is not None:
-            self._pending.result()
-            self._pending = None
-
-
-class Work:
-    """An operation under way."""
-
-    def __init__(self, future):
-        self._future = future
-
-    def wait(self):
-        """Return when it is done; raise what it raised."""
-        self._future.result()
-
-    def is_completed(self):
-        return self._future.done()
-
-
-def check_schedule(schedule, world_size):
-    """Raise `InvalidSchedule` unless `schedule` is right and made for `world_size` ranks."""
-    if schedule.world_size != world_size:
-        raise InvalidSchedule(f"{schedule.name} is made for {schedule.world_size} ranks, here are {world_size}")
-    verify(schedule)
 
 
 def _copy_back(tensor, contiguous):

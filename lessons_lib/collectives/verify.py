@@ -26,6 +26,13 @@ def verify(schedule):
     _check_end(schedule, held)
 
 
+def check_schedule(schedule, world_size):
+    """Raise `InvalidSchedule` unless `schedule` is right and made for `world_size` ranks."""
+    if schedule.world_size != world_size:
+        raise InvalidSchedule(f"{schedule.name} is made for {schedule.world_size} ranks, here are {world_size}")
+    verify(schedule)
+
+
 def _start(schedule):
     """held[rank][chunk]: a set of contributions, as bits. Before a broadcast or all-gather most ranks hold nothing."""
     size, chunks = schedule.world_size, schedule.num_chunks
