@@ -2,6 +2,7 @@
 
 import dataclasses
 import html
+import os
 import random
 import re
 import textwrap
@@ -280,7 +281,7 @@ def test_verdicts_say_the_same_in_text_and_html():
 
 
 def test_verdicts_hold_nothing_that_changes_from_run_to_run():
-    machine = f"{object()} in /tmp/ipykernel_123/456.py"
+    machine = f"{object()} in /tmp/ipykernel_{os.getpid()}/1.py"
 
     def raising(values):
         raise RuntimeError(machine)
