@@ -122,7 +122,8 @@ class DataParallel(nn.Module):
 
     def _reduce_next(self):
         bucket = self._buckets[self._next]
-        bucket.work = self.comm.all_reduce(bucket.flat, async_op=self._overlap)
+        is_last = bucket is self._buckets[-1]  # nothing is left that it could overlap with
+        bucket.work = self.comm.all_reduce(bucket.flat, async_op=self._overlap and not is_last)
         self._next += 1
 
     def _finish(self):
