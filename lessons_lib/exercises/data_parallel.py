@@ -134,7 +134,8 @@ broadcast_start = Exercise(
 def weighted_mean(comm, gradient, num_samples):
     """Return g = Σ_k n_k g_k / Σ_k n_k on every rank.
 
-    gradient: (P,), g_k of this rank, the gradient of the mean over its own samples; num_samples: n_k, may be 0.
+    gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss.
+    num_samples: n_k, which may be 0.
     """
     mean = gradient * num_samples
     total = torch.tensor([num_samples], dtype=gradient.dtype)
@@ -252,9 +253,10 @@ weighted_mean = Exercise(
 
 
 def average_in_buckets(comm, gradients, cap_bytes):
-    """Replace every gradient by its mean over the ranks, in place, with few all-reduces of at most `cap_bytes`.
+    """Replace every gradient by its mean over the ranks, in place, with few all-reduces.
 
-    gradients: list of tensors of any shape, in the order of the layers. One that is larger than cap_bytes goes alone.
+    gradients: list of tensors of any shape, in the order of the layers.
+    cap_bytes: no all-reduce is larger, unless a single gradient is: that one goes alone.
     """
     buckets, size_bytes = [[]], 0
     for gradient in reversed(gradients):
@@ -266,7 +268,8 @@ def average_in_buckets(comm, gradients, cap_bytes):
     for bucket in buckets:
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         comm.all_reduce(flat, op="mean")
-        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
+        parts = flat.split([gradient.numel() for gradient in bucket])
+        for gradient, part in zip(bucket, parts, strict=True):
             gradient.copy_(part.view_as(gradient))
 
 
@@ -407,7 +410,7 @@ average_in_buckets = Exercise(
 
 
 def backward_with_overlap(comm, model, loss):
-    """Run backward; leave in every `.grad` its mean over the ranks, reduced while backward computes the rest."""
+    """Run backward, reducing each gradient while the rest is computed: `.grad` is the mean."""
     works = []
 
     def ready(parameter):
