@@ -148,6 +148,14 @@ def test_verify_holds_a_schedule_to_its_collective():
         verify(changed(tree_broadcast(4, 1), root=2))
 
 
+def test_verify_refuses_adding_to_what_was_there_before():
+    gather = ring_all_gather(3)
+    adding = [[message._replace(op="add") for message in messages] for messages in gather.rounds]
+    with pytest.raises(InvalidSchedule, match="what rank 0 held before is mixed in at the end") as caught:
+        verify(changed(gather, rounds=adding))
+    assert (caught.value.rank, caught.value.chunk) == (0, 1)
+
+
 @pytest.mark.parametrize("bad", [0, -1, 2.0, True, "4", None])
 @pytest.mark.parametrize("make", [*ALGORITHMS.values(), tree_broadcast, star_broadcast])
 def test_bad_world_sizes_are_named(make, bad):

@@ -8,8 +8,9 @@ from .schedule import Message, Schedule, check_world_size
 
 def _turn(world_size, offset, op):
     """One turn of the ring: in round k, rank r passes chunk r - k + offset to the right."""
+    ranks = list(range(world_size))  # each number once in memory: a large ring has millions of messages
     return [
-        [Message(r, (r + 1) % world_size, (r - k + offset) % world_size, op) for r in range(world_size)]
+        [Message(r, ranks[(r + 1) % world_size], ranks[(r - k + offset) % world_size], op) for r in ranks]
         for k in range(world_size - 1)
     ]
 

@@ -34,13 +34,14 @@ def check_schedule(schedule, world_size):
 
 
 def _start(schedule):
-    """held[rank][chunk]: a set of contributions, as bits. Before a broadcast or all-gather most ranks hold nothing."""
+    """held[rank][chunk] as bits: bit r is rank r's contribution, bit N + r what rank r holds that nobody asked for."""
     size, chunks = schedule.world_size, schedule.num_chunks
-    if schedule.collective == "broadcast":
-        return [[int(rank == schedule.root) << rank] * chunks for rank in range(size)]
-    if schedule.collective == "all_gather":
-        return [[int(_owner(schedule, chunk) == rank) << rank for chunk in range(chunks)] for rank in range(size)]
-    return [[1 << rank] * chunks for rank in range(size)]
+    if schedule.collective in ("all_reduce", "reduce_scatter"):
+        return [[1 << rank] * chunks for rank in range(size)]
+    roots = [
+        schedule.root if schedule.collective == "broadcast" else _owner(schedule, chunk) for chunk in range(chunks)
+    ]
+    return [[1 << (rank if rank == root else size + rank) for root in roots] for rank in range(size)]
 
 
 def _owner(schedule, chunk):
@@ -78,13 +79,12 @@ def _check_end(schedule, held):
             if schedule.collective == "reduce_scatter" and owner != rank:
                 continue
             wanted = {"broadcast": 1 << schedule.root, "all_gather": 1 << owner}.get(schedule.collective, everybody)
+            place = len(schedule.rounds), rank, chunk
             if missing := _ranks(wanted & ~share):
-                raise InvalidSchedule(
-                    f"the contribution of rank {missing[0]} is missing at the end",
-                    len(schedule.rounds),
-                    rank,
-                    chunk,
-                )
+                raise InvalidSchedule(f"the contribution of rank {missing[0]} is missing at the end", *place)
+            if extra := _ranks(share & ~wanted):
+                held_by = extra[0] % schedule.world_size
+                raise InvalidSchedule(f"what rank {held_by} held before is mixed in at the end", *place)
 
 
 def _ranks(bits):
