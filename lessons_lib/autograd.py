@@ -59,10 +59,10 @@ class Tensor:
         n = self.data.numel()
         return Tensor(self.data.mean(), [(self, lambda g: (g / n).expand(self.data.shape))], "mean")
 
-    def log_softmax(self):
-        """x − log Σ exp x along the last dimension."""
-        out = self.data.log_softmax(-1)
-        return Tensor(out, [(self, lambda g: g - out.exp() * g.sum(-1, keepdim=True))], "log softmax")
+    def log_softmax(self, dim=-1):
+        """x − log Σ exp x along `dim`."""
+        out = self.data.log_softmax(dim)
+        return Tensor(out, [(self, lambda g: g - out.exp() * g.sum(dim, keepdim=True))], "log softmax")
 
     def cross_entropy(self, target):
         """Mean over samples of −log softmax(x)[target]. Of logits (N, C), with class numbers `target` (N,)."""

@@ -1,0 +1,527 @@
+"""Exercises of lesson 04: backward of a matrix product, of broadcasting, of the loss, and of a whole graph."""
+
+import functools
+
+import torch
+
+from lessons_lib.autograd import results_first
+from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+
+
+def matmul_backward(A, B, G):
+    """The gradients (of A, of B), given that of C = A @ B.
+
+    A: (n, k), B: (k, m). G: (n, m), the derivative of the loss with respect to each element of C.
+    Each gradient has the shape of the array that it belongs to.
+    """
+    return G @ B.T, A.T @ G
+
+
+def _without_transposing(A, B, G):
+    return G @ B, A @ G
+
+
+def _from_the_other_side(A, B, G):
+    return B.T @ G, G @ A.T
+
+
+def _swapped(A, B, G):
+    return A.T @ G, G @ B.T
+
+
+def _element_by_element(A, B, G):
+    return G * B, G * A
+
+
+def _without_g(A, B, G):
+    ones = torch.ones_like(G)
+    return ones @ B.T, A.T @ ones
+
+
+def _transposed(A, B, G):
+    return B @ G.T, G.T @ A
+
+
+def _draw(*shapes):
+    dice = torch.Generator().manual_seed(0)
+    return tuple(torch.randn(shape, generator=dice, dtype=torch.float64) for shape in shapes)
+
+
+def _matmul_cases():
+    square = tuple(
+        torch.tensor(rows, dtype=torch.float64) for rows in ([[1, 2], [3, 4]], [[0, 1], [5, 2]], [[1, 0], [2, 3]])
+    )
+    return [square, _draw((4, 3), (3, 5), (4, 5)), _draw((1, 6), (6, 1), (1, 1))]
+
+
+matmul_backward = Exercise(
+    matmul_backward,
+    _matmul_cases,
+    [
+        Mistake(
+            _without_transposing,
+            "The factors are the right ones, not transposed. Shapes tell: G is (n, m), B (k, m), A's gradient (n, k), "
+            "so m must be summed over: G @ B.T. Likewise A.T on the other side.",
+        ),
+        Mistake(
+            _from_the_other_side,
+            "The factors are transposed and on the wrong side. A stood on the left of B, so its gradient has B.T on "
+            "the right: G @ B.T. And B's has A.T on the left.",
+        ),
+        Mistake(_swapped, "Both gradients are right, in the wrong order: return A's first, then B's."),
+        Mistake(
+            _element_by_element,
+            "That is the rule of ×, element by element. In a matrix product A[i, l] acts on a whole row of C, so its "
+            "gradient is a sum over that row.",
+        ),
+        Mistake(
+            _without_g,
+            "G is not used: that would be right if the loss were the sum of C. In general each element of C counts "
+            "with its own weight, G[i, j].",
+        ),
+        Mistake(
+            _transposed,
+            "Each gradient comes out transposed. It must have the shape of its own array, A's (n, k) and B's (k, m): "
+            "(X Y).T = Y.T X.T.",
+        ),
+    ],
+    [
+        "C[i, j] = Σ_l A[i, l] · B[l, j]. Which elements of C contain A[i, l], and with what factor?",
+        "A's gradient at [i, l] is Σ_j G[i, j] · B[l, j]: a matrix product with one of the two transposed.",
+        "G @ B.T has the shape (n, m)(m, k) = (n, k). B's is a product of A.T and G.",
+    ],
+)
+
+
+def sum_to(g, shape):
+    """g, summed over every dimension along which an array of `shape` was broadcast.
+
+    g: a tensor. shape: a tuple that broadcasts to g.shape: dimensions may be missing on the left, and
+    a size may be 1 where g has more. Returns a tensor of exactly `shape`.
+    """
+    while g.dim() > len(shape):
+        g = g.sum(0)
+    for i, size in enumerate(shape):
+        if size == 1:
+            g = g.sum(i, keepdim=True)
+    return g
+
+
+def _left_only(g, shape):
+    while g.dim() > len(shape):
+        g = g.sum(0)
+    return g
+
+
+def _ones_only(g, shape):
+    for i in range(1, len(shape) + 1):
+        if shape[-i] == 1:
+            g = g.sum(-i, keepdim=True)
+    return g
+
+
+def _dropped(g, shape):
+    while g.dim() > len(shape):
+        g = g.sum(0)
+    return g.sum([i for i, size in enumerate(shape) if size == 1]) if 1 in shape else g
+
+
+def _mean_to(g, shape):
+    out = sum_to.reference(g, shape)
+    return out * (out.numel() / g.numel())
+
+
+def _first_of_each(g, shape):
+    while g.dim() > len(shape):
+        g = g[0]
+    for i, size in enumerate(shape):
+        g = g.narrow(i, 0, 1) if size == 1 else g
+    return g
+
+
+def _matched_from_the_left(g, shape):
+    while g.dim() > len(shape):
+        g = g.sum(-1)
+    for i, size in enumerate(shape):
+        g = g.sum(i, keepdim=True) if size == 1 else g
+    return g
+
+
+def _unchanged(g, shape):
+    return g
+
+
+def _sum_to_cases():
+    (g,) = _draw((3, 3, 3))
+    small = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
+    shapes = [(3,), (1, 3), (3, 1), (1, 3, 1), (), (3, 3, 3), (1, 1, 1)]
+    return [(small, (2,)), (small, (2, 1)), (small, ()), *((g, shape) for shape in shapes)]
+
+
+sum_to = Exercise(
+    sum_to,
+    _sum_to_cases,
+    [
+        Mistake(
+            _left_only,
+            "Missing dimensions are summed; sizes of 1 are not. An array of shape (3, 1) was stretched along its last "
+            "dimension: sum over that one too, with keepdim=True.",
+        ),
+        Mistake(
+            _ones_only,
+            "Sizes of 1 are summed; missing dimensions are not. A bias of shape (m,) under a batch (N, m) was "
+            "repeated N times: while g has more dimensions than shape, sum over the first.",
+        ),
+        Mistake(
+            _dropped,
+            "The sums are right, but dimensions of size 1 are gone: (3, 1) is not (3,). Sum with keepdim=True.",
+        ),
+        Mistake(
+            _mean_to,
+            "You average. Each copy of a repeated element adds its own part to the loss, so their gradients add: sum.",
+        ),
+        Mistake(
+            _first_of_each,
+            "You keep one copy's gradient and drop the others'. All copies are the same element: sum over them.",
+        ),
+        Mistake(
+            _matched_from_the_left,
+            "Broadcasting lines shapes up from the right: what is missing is missing on the left. Sum over the first "
+            "dimensions of g, not the last.",
+        ),
+        Mistake(
+            _unchanged,
+            "g comes back as it was. It has the shape of the result; the gradient must have the shape of the source.",
+        ),
+    ],
+    [
+        "Two kinds of dimension were stretched: those that `shape` does not have at all, on the left, and those where "
+        "it has size 1.",
+        "Missing ones: `g = g.sum(0)` while g.dim() > len(shape).",
+        "Then for every i with shape[i] == 1: `g = g.sum(i, keepdim=True)`.",
+    ],
+)
+
+
+def cross_entropy_backward(z, y, g):
+    """The gradient of the logits, (N, C), given g, that of the loss.
+
+    The loss is the mean over N samples of -log softmax(z)[i, y[i]]. z: logits (N, C), of any size.
+    y: class numbers (N,). g: one number (a 0-dim tensor).
+    """
+    N, C = z.shape
+    P = z.softmax(1)
+    Y = torch.eye(C, dtype=z.dtype)[y]
+    return g * (P - Y) / N
+
+
+def _one_hot(z, y):
+    return torch.eye(z.shape[1], dtype=z.dtype)[y]
+
+
+def _not_averaged(z, y, g):
+    return g * (z.softmax(1) - _one_hot(z, y))
+
+
+def _averaged_over_all(z, y, g):
+    return g * (z.softmax(1) - _one_hot(z, y)) / z.numel()
+
+
+def _wrong_sign(z, y, g):
+    return g * (_one_hot(z, y) - z.softmax(1)) / len(z)
+
+
+def _alone(z, y, g):
+    return (z.softmax(1) - _one_hot(z, y)) / len(z)
+
+
+def _along_the_batch(z, y, g):
+    return g * (z.softmax(0) - _one_hot(z, y)) / len(z)
+
+
+def _overflows(z, y, g):
+    e = z.exp()
+    return g * (e / e.sum(1, keepdim=True) - _one_hot(z, y)) / len(z)
+
+
+def _right_class_only(z, y, g):
+    return g * _one_hot(z, y) * (z.softmax(1) - 1) / len(z)
+
+
+def _logits_for_probabilities(z, y, g):
+    return g * (z - _one_hot(z, y)) / len(z)
+
+
+def _cross_entropy_cases():
+    z, small = _draw((6, 10), (2, 3))
+    y, one = torch.tensor([3, 0, 9, 9, 1, 5]), torch.tensor(1.0, dtype=torch.float64)
+    return [
+        (small, torch.tensor([2, 0]), one),
+        (z, y, one),
+        (z, y, -2.5 * one),
+        (1000 * z, y, one),
+        (z[:1], y[:1], one),
+    ]
+
+
+cross_entropy_backward = Exercise(
+    cross_entropy_backward,
+    _cross_entropy_cases,
+    [
+        Mistake(
+            _not_averaged,
+            "N times too large: the loss is a mean over N samples, so each contributes a share of 1/N.",
+        ),
+        Mistake(
+            _averaged_over_all,
+            "Divided by N · C. The mean is over samples; a sample's loss is one number, however many the classes.",
+        ),
+        Mistake(
+            _wrong_sign,
+            "The sign is turned round: raising the logit of the right class must lower the loss, so its gradient "
+            "p − 1 is negative.",
+        ),
+        Mistake(
+            _alone,
+            "g is not used. The loss may stand inside something larger, such as a weighted sum: multiply by g.",
+        ),
+        Mistake(
+            _along_the_batch,
+            "Your softmax runs down the batch. Each sample, a row, has its own probabilities: dim=1.",
+        ),
+        Mistake(
+            _overflows,
+            "Right for small logits; for large ones exp overflows and inf/inf is not a number. Use z.softmax(1), or "
+            "subtract each row's maximum first.",
+        ),
+        Mistake(
+            _right_class_only,
+            "Only the right class gets a gradient. The log of the sum depends on every logit: the wrong classes get "
+            "p, and are pushed down.",
+        ),
+        Mistake(
+            _logits_for_probabilities,
+            "The logits stand where their softmax belongs: P − Y, with P = z.softmax(1).",
+        ),
+    ],
+    [
+        "Write the loss of one sample as log Σ_k exp(z_k) − z_y, and differentiate with respect to z_k.",
+        "The first part gives softmax(z)_k, the second −1 where k = y.",
+        "(P − Y), divided by N, times g; P = z.softmax(1), and Y has the labels as ones among zeros.",
+    ],
+)
+
+
+def gradients(loss):
+    """{node: gradient of `loss` with respect to it}, for the loss and every node that it was made from.
+
+    node.edges is a list of pairs (source, pull): pull(g) gives what the gradient g of the node
+    contributes to the gradient of the source. loss.data is one number. Each pull may be called once.
+    The graph may be 10,000 nodes deep.
+    """
+    missing, found = {loss: 0}, [loss]
+    for node in found:  # the list grows while we walk along it
+        for source, _ in node.edges:
+            if source not in missing:
+                missing[source] = 0
+                found.append(source)
+            missing[source] += 1
+    grads, ready = {loss: torch.ones_like(loss.data)}, [loss]
+    while ready:
+        node = ready.pop()
+        for source, pull in node.edges:
+            part = pull(grads[node])
+            grads[source] = grads[source] + part if source in grads else part
+            missing[source] -= 1
+            if missing[source] == 0:
+                ready.append(source)
+    return grads
+
+
+def _overwrites(loss):
+    grads = {loss: torch.ones_like(loss.data)}
+    for node in results_first(loss):
+        for source, pull in node.edges:
+            grads[source] = pull(grads[node])
+    return grads
+
+
+def _in_place(loss):
+    grads = {loss: torch.ones_like(loss.data)}
+    for node in results_first(loss):
+        for source, pull in node.edges:
+            if source in grads:
+                grads[source] += pull(grads[node])
+            else:
+                grads[source] = pull(grads[node])
+    return grads
+
+
+def _as_soon_as_reached(loss):
+    grads, waiting = {loss: torch.ones_like(loss.data)}, [loss]
+    while waiting:
+        node = waiting.pop()
+        for source, pull in node.edges:
+            grads[source] = grads.get(source, 0) + pull(grads[node])
+            waiting.append(source)
+    return grads
+
+
+def _nearest_first(loss):
+    grads, order = {loss: torch.ones_like(loss.data)}, [loss]
+    for node in order:
+        for source, pull in node.edges:
+            if source not in grads:
+                order.append(source)
+            grads[source] = grads.get(source, 0) + pull(grads[node])
+    return grads
+
+
+def _every_path(loss):
+    grads, waiting = {}, [(loss, torch.ones_like(loss.data))]
+    while waiting:
+        node, g = waiting.pop()
+        grads[node] = grads.get(node, 0) + g
+        waiting += [(source, pull(g)) for source, pull in node.edges]
+    return grads
+
+
+def _every_path_by_recursion(loss):
+    grads = {}
+
+    def visit(node, g):
+        grads[node] = grads.get(node, 0) + g
+        for source, pull in node.edges:
+            visit(source, pull(g))
+
+    visit(loss, torch.ones_like(loss.data))
+    return grads
+
+
+def _by_recursion(loss):
+    order, seen = [], set()
+
+    def visit(node):
+        if node not in seen:
+            seen.add(node)
+            for source, _ in node.edges:
+                visit(source)
+            order.append(node)
+
+    visit(loss)
+    grads = {loss: torch.ones_like(loss.data)}
+    for node in reversed(order):
+        for source, pull in node.edges:
+            grads[source] = grads.get(source, 0) + pull(grads[node])
+    return grads
+
+
+def _started_at_zero(loss):
+    return {node: torch.zeros_like(loss.data) for node in gradients.reference(loss)}
+
+
+def _leaves_only(loss):
+    return {node: g for node, g in gradients.reference(loss).items() if not node.edges}
+
+
+class _Node:
+    """A number whose pulls are counted. edges: pairs (source, factor), the derivative with respect to it."""
+
+    def __init__(self, edges):
+        self.pulls, self.data = 0, torch.tensor(1.0, dtype=torch.float64)
+        self.edges = [(source, functools.partial(self._pull, factor)) for source, factor in edges]
+
+    def _pull(self, factor, g):
+        self.pulls += 1
+        return g if factor == 1 else g * factor  # 1: as + does, the same tensor again
+
+
+_GRAPHS = {
+    "chain": {"a": [], "h": [("a", 2.0)], "loss": [("h", 3.0)]},
+    "fork": {"a": [], "h": [("a", 2.0)], "k": [("a", 5.0)], "loss": [("h", 1), ("k", 1)]},
+    "two sums": {"a": [], "b": [], "h": [("a", 1), ("b", 1)], "loss": [("h", 1), ("a", 1)]},
+    "shortcuts": {
+        "a": [],
+        "b": [],
+        "h": [("a", 2.0), ("b", 3.0)],
+        "k": [("h", 5.0)],
+        "loss": [("a", 1), ("h", 1), ("k", 7.0), ("b", 1)],
+    },
+    "ladder of 10 forks": {"h0": []} | {f"h{i + 1}": [(f"h{i}", 1), (f"h{i}", 0.5)] for i in range(10)},
+    "chain of 10,000": {"h0": []} | {f"h{i + 1}": [(f"h{i}", 1)] for i in range(10_000)},
+}
+
+
+def _try_on(fn, graph):
+    nodes = {}
+    for name, edges in _GRAPHS[graph].items():
+        nodes[name] = _Node([(nodes[source], factor) for source, factor in edges])
+    grads = fn(nodes[name])
+    if not isinstance(grads, dict):
+        return grads
+    shown = {name: nodes[name] for name in [*nodes][:12]}
+    value = {name: _number(grads[node]) for name, node in shown.items() if node in grads}
+    return Outcome(value | {"nodes": len(grads)}, {"calls of a pull": sum(node.pulls for node in nodes.values())})
+
+
+def _number(g):
+    return g.item() if isinstance(g, torch.Tensor) and g.numel() == 1 else g
+
+
+gradients = Exercise(
+    gradients,
+    [(name,) for name in _GRAPHS],
+    [
+        Mistake(
+            _overwrites,
+            "A node with several results keeps the part of the last one only. Parts add: keep what has arrived and add "
+            "to it.",
+        ),
+        Mistake(
+            _in_place,
+            "`+=` writes into the tensor that is there, and a pull may hand on the very tensor it was given (that of + "
+            "does): then other nodes' gradients change too. Write `a = a + part`, which makes a new one.",
+        ),
+        Mistake(
+            _as_soon_as_reached,
+            "A node hands its gradient on each time something arrives, so what came first is handed on again. Let it "
+            "wait until all its results have delivered, and then hand on once.",
+        ),
+        Mistake(
+            _nearest_first,
+            "Each node hands on once, but in the order of discovery, and a shortcut lets a node be found before all "
+            "its results are done. Count the edges that lead to a node, and wait for the last.",
+        ),
+        Mistake(
+            _every_path,
+            "You walk every path, and each fork doubles their number. Add up at a node first; then each edge is needed "
+            "once.",
+        ),
+        Mistake(
+            _every_path_by_recursion,
+            "Your function calls itself along every path, and each fork doubles their number. Add up at a node first, "
+            "and go on from there once, with a list of nodes that are ready in place of the calls.",
+        ),
+        Mistake(
+            _by_recursion,
+            "Values and order are right; the depth is not: Python stops nested calls at about a thousand. Keep a list "
+            "of nodes still to be visited instead.",
+        ),
+        Mistake(
+            _started_at_zero,
+            "All gradients are zero: the loss's own gradient, with which it begins, is 1.",
+        ),
+        Mistake(
+            _leaves_only,
+            "The values are right, but only for nodes without edges. The gradients in between are asked for too.",
+        ),
+    ],
+    [
+        "Two walks. The first goes from the loss to all sources and counts, for each node, the edges that lead to it.",
+        "The second starts at the loss with gradient 1. Take a node that is ready, pull each of its edges, add the "
+        "part to the source, and take one off the source's count.",
+        "A source whose count has come to 0 is ready. The first walk needs a list that grows, the second a list of "
+        "ready nodes; neither calls itself.",
+    ],
+    outcome=_try_on,
+)
