@@ -368,8 +368,9 @@ measured_gradient = Exercise(
 def cross_entropy_gradient(z, y):
     """The gradient of the mean cross-entropy with respect to the scores z.
 
-    z: float32 tensor (n, C), any finite scores. y: int64 (n,), class numbers 0..C−1, or −100 for a row that
-    is left out; at least one row counts. The mean is over the rows that count. Returns a tensor (n, C).
+    z: float32 tensor (n, C), any finite scores.
+    y: int64 (n,), class numbers 0..C−1, or −100 for a row that is left out; at least one row counts.
+    The mean is over the rows that count. Returns a tensor (n, C).
     """
     rows = (y != -100).nonzero().flatten()  # the numbers of the rows that count
     gradient = torch.zeros_like(z)
