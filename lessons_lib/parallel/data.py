@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..collectives import Communicator, TorchTransport
+from .reducer import Reducer
 
 
 class DataParallel(nn.Module):
@@ -44,23 +45,18 @@ class DataParallel(nn.Module):
         super().__init__()
         _check(module, comm, bucket_cap_mb)
         self.module, self.comm = module, comm
-        self.weight_by_batch, self.broadcast_buffers = weight_by_batch, broadcast_buffers
-        over_a_wire = isinstance(comm.transport, TorchTransport) or comm.transport.wire is not None
-        self._overlap = over_a_wire if overlap is None else overlap
-        self._sync = self._sync_this_pass = True
-        self._num_samples, self._weight_unit = 0, 1.0
-        self._trained = [p for p in module.parameters() if p.requires_grad]
+        self.broadcast_buffers = broadcast_buffers and any(True for _ in module.buffers())
         comm.transport.agree(f"DataParallel({_signature(module)})")
         _broadcast([*module.parameters(), *module.buffers()], comm)
-        self._make_buckets(bucket_cap_mb * 1e6)
-        for parameter in self._trained:
-            parameter.register_post_accumulate_grad_hook(self._ready)
+        over_a_wire = isinstance(comm.transport, TorchTransport) or comm.transport.wire is not None
+        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
+        options = over_a_wire if overlap is None else overlap, weight_by_batch
+        self._reducer, self._sync = Reducer(trained, comm, bucket_cap_mb * 1e6, *options), True
 
     def forward(self, *args, **kwargs):
         if torch.is_grad_enabled():
-            self._sync_this_pass = self._sync
-            if self.weight_by_batch:
-                self._num_samples += _batch_size(args, kwargs)
+            self._reducer.is_on = self._sync
+            self._reducer.num_samples += _batch_size(args, kwargs)
             if self.broadcast_buffers and self._sync and self.training:
                 _broadcast(list(self.module.buffers()), self.comm)
         return self.module(*args, **kwargs)
@@ -73,97 +69,6 @@ class DataParallel(nn.Module):
             yield
         finally:
             self._sync = before
-
-    def _make_buckets(self, cap_bytes):
-        """Fill buckets from the last parameter to the first; behind the last one lie the flags of what was used."""
-        groups, size_bytes = [], 0
-        for parameter in reversed(self._trained):
-            same = groups and groups[-1][0].dtype == parameter.dtype
-            if not same or size_bytes + parameter.nbytes > cap_bytes:
-                groups.append([])
-                size_bytes = 0
-            groups[-1].append(parameter)
-            size_bytes += parameter.nbytes
-        num_flags = len(self._trained) + 1
-        extra = num_flags if groups[-1][0].dtype in (torch.float32, torch.float64) else 0
-        self._buckets = [Bucket(group, self.comm, extra if group is groups[-1] else 0) for group in groups]
-        if not extra:
-            self._buckets.append(Bucket([], self.comm, num_flags))
-        self._flags = self._buckets[-1].flat[-num_flags:]
-        self._place = {p: (bucket, view) for bucket in self._buckets for p, view in bucket.views.items()}
-        self._next = None
-
-    def _ready(self, parameter):
-        """Called by autograd when `parameter.grad` is complete on this rank."""
-        if not self._sync_this_pass:
-            return
-        if self._next is None:
-            self._next = 0
-            for bucket in self._buckets:
-                bucket.missing = set(bucket.views)
-            torch.autograd.Variable._execution_engine.queue_callback(self._finish)
-        bucket, _ = self._place[parameter]
-        self._collect(parameter)
-        bucket.missing.discard(parameter)
-        while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
-            self._reduce_next()
-
-    def _weight(self):
-        return self._num_samples / self._weight_unit if self.weight_by_batch else 1 / self.comm.world_size
-
-    def _collect(self, parameter):
-        """Bring the parameter's gradient, weighted, into its bucket."""
-        _, view = self._place[parameter]
-        weight = self._weight()
-        if parameter.grad is None or weight == 0:
-            view.zero_()
-        else:
-            torch.mul(parameter.grad, weight, out=view)
-
-    def _reduce_next(self):
-        bucket = self._buckets[self._next]
-        is_last = bucket is self._buckets[-1]  # nothing is left that it could overlap with
-        bucket.work = self.comm.all_reduce(bucket.flat, async_op=self._overlap and not is_last)
-        self._next += 1
-
-    def _finish(self):
-        """The end of a backward pass: reduce what is left, then hand the averages to the parameters."""
-        for bucket in self._buckets[self._next :]:
-            for parameter in bucket.missing:
-                self._collect(parameter)
-        used = [float(parameter.grad is not None) for parameter in self._trained]
-        self._flags.copy_(torch.tensor([*used, self._num_samples]))
-        while self._next < len(self._buckets):
-            self._reduce_next()
-        for bucket in self._buckets:
-            if bucket.work is not None:
-                bucket.work.wait()
-        *used, num_samples = self._flags.tolist()
-        self._rescale(num_samples)
-        for parameter, ranks_used in zip(self._trained, used, strict=True):
-            if ranks_used:
-                parameter.grad = self._place[parameter][1]
-        self._num_samples, self._next = 0, None
-
-    def _rescale(self, num_samples):
-        """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
-        if self.weight_by_batch and num_samples:
-            if num_samples != self._weight_unit:
-                for bucket in self._buckets:
-                    bucket.gradients.mul_(self._weight_unit / num_samples)
-            self._weight_unit = num_samples
-
-
-class Bucket:
-    """Gradients of several parameters in one flat buffer; `views` maps each parameter to its part, in its shape."""
-
-    def __init__(self, parameters, comm, extra):
-        numel = sum(parameter.numel() for parameter in parameters)
-        self.flat = comm.buffer(numel + extra, parameters[0].dtype if parameters else torch.float32)
-        self.gradients = self.flat[:numel]
-        parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
-        self.views = {p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)}
-        self.missing, self.work = set(), None
 
 
 def _check(module, comm, bucket_cap_mb):

@@ -1,0 +1,117 @@
+"""Averages the gradients of a module over ranks while autograd computes them (lesson 12)."""
+
+import torch
+
+FLAG_DTYPES = (torch.float32, torch.float64)  # these hold counts of samples and ranks exactly
+
+
+class Reducer:
+    """Watches the gradients of `parameters` and hands each the average over all ranks when a backward pass ends.
+
+    Args:
+        parameters: those that need a gradient, in the order of the module.
+        comm: `Communicator`.
+        cap_bytes: about how many bytes of gradients travel together; the last parameters' go first.
+        overlap: whether buckets are reduced in a thread while the backward pass goes on.
+        weight_by_batch: weight this rank's gradients with `num_samples`, instead of averaging over ranks.
+
+    Attributes:
+        is_on: whether the pass under way is to be averaged; otherwise gradients add up on this rank.
+        num_samples: samples that this rank's gradients are a mean over, since the last average.
+    """
+
+    def __init__(self, parameters, comm, cap_bytes, overlap, weight_by_batch):
+        self.comm, self._overlap, self._weight_by_batch = comm, overlap, weight_by_batch
+        self.is_on, self.num_samples = True, 0
+        self._parameters, self._weight, self._weight_unit = parameters, None, 1.0
+        self._make_buckets(cap_bytes)
+        for parameter in parameters:
+            parameter.register_post_accumulate_grad_hook(self._ready)
+
+    def _make_buckets(self, cap_bytes):
+        """Fill buckets from the last parameter to the first; behind the last one lie the flags of what was used."""
+        groups, size_bytes = [], 0
+        for parameter in reversed(self._parameters):
+            same = groups and groups[-1][0].dtype == parameter.dtype
+            if not same or size_bytes + parameter.nbytes > cap_bytes:
+                groups.append([])
+                size_bytes = 0
+            groups[-1].append(parameter)
+            size_bytes += parameter.nbytes
+        num_flags = len(self._parameters) + 1
+        if groups[-1][0].dtype not in FLAG_DTYPES:
+            groups.append([])
+        self._buckets = [Bucket(group, self.comm, num_flags if group is groups[-1] else 0) for group in groups]
+        self._used, self._count = self._buckets[-1].flat[-num_flags:-1], self._buckets[-1].flat[-1]
+        self._place = {p: (bucket, view) for bucket in self._buckets for p, view in bucket.views.items()}
+        self._next = None
+
+    def _ready(self, parameter):
+        """Called by autograd when `parameter.grad` is complete on this rank."""
+        if not self.is_on:
+            return
+        if self._next is None:
+            self._begin()
+        bucket, view = self._place[parameter]
+        torch.mul(parameter.grad, self._weight, out=view)
+        bucket.missing.discard(parameter)
+        if not bucket.missing:
+            while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
+                self._reduce_next(self._overlap)
+
+    def _begin(self):
+        """The first gradient of a backward pass has come."""
+        self._next = 0
+        weight = self.num_samples / self._weight_unit if self._weight_by_batch else 1 / self.comm.world_size
+        self._weight = torch.tensor(weight, dtype=torch.float64)  # multiplying by a tensor is faster than by a number
+        for bucket in self._buckets:
+            bucket.missing = set(bucket.views)
+        torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+
+    def _reduce_next(self, overlap):
+        bucket = self._buckets[self._next]
+        if self._weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
+            bucket.gradients.zero_()
+        bucket.work = self.comm.all_reduce(bucket.flat, async_op=overlap)
+        self._next += 1
+
+    def _finish(self):
+        """The end of a backward pass: reduce what is left, then hand the averages to the parameters."""
+        for parameter in (p for bucket in self._buckets for p in bucket.missing):
+            view = self._place[parameter][1]
+            view.zero_() if parameter.grad is None else torch.mul(parameter.grad, self._weight, out=view)
+        if all(parameter.grad is not None for parameter in self._parameters):
+            self._used.fill_(1)
+        else:
+            self._used.copy_(torch.tensor([parameter.grad is not None for parameter in self._parameters]))
+        self._count.fill_(self.num_samples)
+        while self._next < len(self._buckets):
+            self._reduce_next(overlap=False)  # nothing is left that it could overlap with
+        for bucket in self._buckets:
+            if bucket.work is not None:
+                bucket.work.wait()
+        self._rescale(self._count.item())
+        for parameter, ranks_used in zip(self._parameters, self._used.tolist(), strict=True):
+            if ranks_used:
+                parameter.grad = self._place[parameter][1]
+        self.num_samples, self._next = 0, None
+
+    def _rescale(self, num_samples):
+        """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
+        if self._weight_by_batch and num_samples:
+            if num_samples != self._weight_unit:
+                for bucket in self._buckets:
+                    bucket.gradients.mul_(self._weight_unit / num_samples)
+            self._weight_unit = num_samples
+
+
+class Bucket:
+    """Gradients of several parameters in one flat buffer; `views` maps each parameter to its part, in its shape."""
+
+    def __init__(self, parameters, comm, extra):
+        numel = sum(parameter.numel() for parameter in parameters)
+        self.flat = comm.buffer(numel + extra, parameters[0].dtype if parameters else torch.float32)
+        self.gradients = self.flat[:numel]
+        parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
+        self.views = {p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)}
+        self.missing, self.work = set(), None
