@@ -26,9 +26,13 @@ def columns_by_torch(x, k, stride, padding):
     return functional.unfold(x, k, padding=padding, stride=stride)
 
 
-def columns_by_a_view(x, k, stride, padding):
-    windows = functional.pad(x, (padding,) * 4).unfold(2, k, stride).unfold(3, k, stride)
-    return windows.permute(0, 1, 4, 5, 2, 3).flatten(1, 3).flatten(2)
+def columns_weight_by_weight(x, k, stride, padding):
+    x = functional.pad(x, (padding,) * 4)
+    height, width = ((n - k) // stride + 1 for n in x.shape[2:])
+    rows = [
+        x[:, :, m : m + stride * height : stride, n : n + stride * width : stride] for m in range(k) for n in range(k)
+    ]
+    return torch.stack(rows, dim=2).flatten(1, 2).flatten(2)
 
 
 def columns_by_a_convolution(x, k, stride, padding):
@@ -110,13 +114,13 @@ def pool_backward_with_one_winner(x, grad, k):
 
 alternatives = {
     "output_size": [size_by_laying_the_window_down, size_by_torch],
-    "im2col": [columns_by_torch, columns_by_a_view, columns_by_a_convolution, columns_by_an_index],
+    "im2col": [columns_weight_by_weight, columns_by_a_convolution, columns_by_an_index],
     "receptive_field": [field_from_the_last_layer, field_by_autograd],
     "max_pool_backward": [pool_backward_by_autograd, pool_backward_in_loops],
 }
 wrong = {
     "output_size": [size_of_a_transposed_convolution, size_padded_by_half],
-    "im2col": [columns_padded_with_the_border, columns_of_one_channel],
+    "im2col": [columns_by_torch, columns_padded_with_the_border, columns_of_one_channel],
     "receptive_field": [field_of_the_last_layer, field_as_an_area],
     "max_pool_backward": [pool_backward_of_the_least, pool_backward_with_one_winner],
 }
