@@ -10,8 +10,8 @@ def first_to_finish(work, devices):
     """The device on which `work` finishes first, and its time in seconds: (name, seconds).
 
     work: a `Work`: flops, bytes_in, bytes_touched, num_launches, bytes_out.
-    devices: a list of `Measurement`: device (its name), flops_per_s, memory_Bps (bytes a second), launch_s,
-        to_device_Bps, from_device_Bps (bytes a second), round_trip_s.
+    devices: a list of `Measurement`: device (its name), flops_per_s, memory_Bps, launch_s,
+        to_device_Bps, from_device_Bps, round_trip_s; Bps is bytes a second.
     The result has to come back: the work is finished when it is in the host's memory.
     """
     times = {}
@@ -154,9 +154,9 @@ first_to_finish = Exercise(
 def scaled_lr(step, base_lr, base_batch, batch, warmup_steps):
     """The learning rate at `step` by the linear scaling rule with a warm-up.
 
-    base_lr is known to work at batch size base_batch. The target for `batch` is proportional to the batch size.
-    step: counts from 0. At step 0 the rate is base_lr, at step warmup_steps (and ever after) the target, and between
-    them it goes up in equal parts. warmup_steps may be 0: then it is the target from the start.
+    base_lr is known to work at batch size base_batch; the target for `batch` is in proportion to it.
+    step: counts from 0. At step 0 the rate is base_lr, at step warmup_steps (and ever after) the target,
+    and between them it goes up in equal parts. warmup_steps may be 0: the target from the start.
     """
     target = base_lr * batch / base_batch
     if step >= warmup_steps:
@@ -258,11 +258,13 @@ scaled_lr = Exercise(
 
 
 def early_stopping(losses, patience, min_delta=0.0):
-    """Train until `patience` epochs in a row bring nothing better. Returns (best epoch, number of epochs trained).
+    """Train until `patience` epochs in a row bring nothing better.
 
-    losses: an iterator. Each item that is taken from it trains one more epoch and is the held-out loss after it, so
-        never take one more than you need; it may also end by itself. Epochs count from 0.
-    min_delta: an epoch is better only if its loss is below that of the best epoch by *more* than this. nan never is.
+    Returns (best epoch, number of epochs trained). Epochs count from 0.
+    losses: an iterator. Each item that is taken from it trains one more epoch and is the held-out loss
+        after it, so never take one more than you need. It may also end by itself.
+    min_delta: an epoch is better only if its loss is below that of the best epoch by *more* than this.
+        A loss of nan is never better.
     """
     best, best_epoch = inf, 0
     for epoch, loss in enumerate(losses):
