@@ -92,6 +92,7 @@ def test_nonsense_is_a_verdict(task):
 def test_a_mistake_gets_its_own_hint(task, mistake):
     verdict = task.check(mistake.fn)
     assert (verdict.state, verdict.hint) == ("not yet", mistake.hint), verdict
+    assert "NameError" not in str(verdict), "the mistake itself is mistaken"
 
 
 @pytest.mark.parametrize(("task", "answer"), parameters("alternatives"))
