@@ -85,7 +85,7 @@ def fit(model, optimizer, loss_fn, data, *, batch_size, epochs=1, seed=0, valida
 def accuracy(model, x, y):
     """The share of samples, in 0..1, whose largest output is their class. x: (N, ...), y: (N,) class numbers."""
     model.eval()
-    return (model(x).argmax(-1) == y).double().mean().item()
+    return (model(x).argmax(-1) == y).sum().item() / len(y)
 
 
 def _rate(sums, start_s):
