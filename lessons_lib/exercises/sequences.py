@@ -133,8 +133,8 @@ gru_2014 = Exercise(
 def causal_weights(scores):
     """Attention weights in which no query sees a later key.
 
-    scores: float tensor (..., m, n), m ≤ n: the m *newest* of n positions ask, all n may be asked. So the last
-    row is position n − 1 and may look at every key, itself included; the row before it at all but the last.
+    scores: float tensor (..., m, n), m ≤ n: the m *newest* of n positions ask, all n may be asked.
+    So the last row may look at every key, its own included; the row before it at all but the last.
     Returns weights of the same shape; each row sums to 1.
     """
     m, n = scores.shape[-2:]
@@ -216,7 +216,8 @@ causal_weights = Exercise(
         Mistake(_not_itself, "Off by one: a query may see its own position, and the first has nothing else to see."),
         Mistake(
             _aligned_at_the_start,
-            "With fewer queries than keys, the queries are the newest positions: the diagonal ends in the last corner.",
+            "With fewer queries than keys, the queries are the newest positions: the diagonal ends in the last corner. "
+            "(Torch's is_causal=True starts it in the first.)",
         ),
         Mistake(_transposed, "This shows the future and hides the past: keep the lower triangle, not the upper."),
         Mistake(_after_the_softmax, "Zeroed after the softmax, rows no longer sum to 1. Mask the scores instead."),
@@ -372,9 +373,9 @@ clip_gradients = Exercise(
 def attention_in_blocks(q, k, v, block_size):
     """softmax(q kᵀ/√d) v, read in blocks of keys, so that the table of all scores never exists.
 
-    q: (m, d), k: (n, d), v: (n, e); scores may be in the hundreds. block_size: how many keys are read at a time;
-    the last block may be shorter. No tensor you make should hold more than 2 · m · block_size numbers.
-    Returns (m, e).
+    q: (m, d), k: (n, d), v: (n, e); scores may be in the hundreds. block_size: how many keys are
+    read at a time; the last block may be shorter. No tensor you make should hold more than
+    2 · m · block_size numbers. Returns (m, e).
     """
     top = torch.full((len(q), 1), -math.inf, dtype=q.dtype)  # the largest score so far
     total = torch.zeros(len(q), 1, dtype=q.dtype)  # Σ exp(score − top)
