@@ -26,6 +26,7 @@ from lessons_lib.collectives import (
     tree_broadcast,
     verify,
 )
+from lessons_lib.collectives.choose import all_reduce_schedule
 
 SIZES = range(1, 17)
 
@@ -213,3 +214,10 @@ def test_two_level_links_make_the_hierarchy_win():
     assert links.between(0, 3) == (1e-6, 1e11) and links.between(3, 4) == (1e-4, 1e9)
     flat, levels = (simulate(make, 64e6, links).total_s for make in (ring(16), hierarchical(16, 4)))
     assert levels < flat / 2
+
+
+def test_auto_takes_few_messages_for_small_tensors_and_few_bytes_for_large():
+    small, large = (all_reduce_schedule("auto", 16, size_bytes) for size_bytes in (4, 10**9))
+    assert max(count(small, 1).messages_received) < max(count(ring(16), 1).messages_received)
+    assert max(count(large, 1600).bytes_sent) == max(count(ring(16), 1600).bytes_sent)
+    assert all_reduce_schedule("auto", 2, 10**9).name != "tree"

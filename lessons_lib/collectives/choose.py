@@ -1,14 +1,14 @@
 """Algorithms by name, and `auto`: the one that the counts say is fastest."""
 
+from collections import Counter
 from functools import lru_cache
 
-from .count import count
 from .direct import direct
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
 from .ring import ring
-from .schedule import Schedule
+from .schedule import Schedule, transfers
 from .star import star, star_broadcast
 from .tree import tree, tree_broadcast
 
@@ -33,21 +33,30 @@ def check_algorithm(algorithm):
 
 @lru_cache(maxsize=1024)
 def all_reduce_schedule(algorithm, world_size, size_bytes, links=DEFAULT_LINKS):
-    """The all-reduce `Schedule` of that name; "auto" takes the cheapest of tree, ring, direct and halving-doubling.
-
-    The cost of a schedule is (rounds + messages of the busiest rank) α / 2 + bytes of the busiest rank / bandwidth.
-    """
+    """The all-reduce `Schedule` of that name; "auto" takes the cheapest of direct, halving-doubling, ring and tree."""
     if algorithm != "auto":
         return ALGORITHMS[algorithm](world_size)
-    candidates = [ALGORITHMS[name](world_size) for name in ("tree", "direct", "halving_doubling", "ring")]
-    return min(candidates, key=lambda schedule: _cost_s(schedule, size_bytes, links))
+
+    def time_s(candidate):
+        _, num_messages, num_payloads = candidate
+        return num_messages * links.latency_s + num_payloads * size_bytes / links.bandwidth_Bps
+
+    return min(_candidates(world_size), key=time_s)[0]
 
 
-def _cost_s(schedule, size_bytes, links):
-    counts = count(schedule, size_bytes, itemsize=1)
-    busiest = max(map(sum, zip(counts.bytes_sent, counts.bytes_received, strict=True))) / 2
-    messages = counts.num_rounds + max(counts.messages_received)
-    return messages / 2 * links.latency_s + busiest / links.bandwidth_Bps
+@lru_cache(maxsize=64)
+def _candidates(world_size):
+    """(schedule, messages, payloads) each: what its busiest ranks handle in all rounds, one after the other."""
+    found = []
+    for name in ("direct", "halving_doubling", "ring", "tree"):
+        schedule, num_messages, num_chunks = ALGORITHMS[name](world_size), 0, 0
+        for messages in schedule.rounds:
+            taken = Counter(transfer.dst for transfer in transfers(messages))
+            moved = Counter(end for m in messages for end in ((m.src, "out"), (m.dst, "in")))
+            num_messages += (1 + max(taken.values())) / 2  # meeting for a round costs about what a message does
+            num_chunks += max(moved.values())
+        found.append((schedule, num_messages, num_chunks / schedule.num_chunks))
+    return found
 
 
 @lru_cache(maxsize=1024)
