@@ -14,7 +14,7 @@ def verify(schedule):
             to itself, adds a contribution that is already there, overwrites a chunk that its target sends in the same
             round or that another message writes, or when a contribution is missing at the end.
     """
-    held = _start(schedule)
+    held = initial_shares(schedule)
     for number, messages in enumerate(schedule.rounds):
         _check_round(schedule, number, messages)
         taken = [(message, held[message.src][message.chunk]) for message in messages]
@@ -33,18 +33,18 @@ def check_schedule(schedule, world_size):
     verify(schedule)
 
 
-def _start(schedule):
+def initial_shares(schedule):
     """held[rank][chunk] as bits: bit r is rank r's contribution, bit N + r what rank r holds that nobody asked for."""
     size, chunks = schedule.world_size, schedule.num_chunks
     if schedule.collective in ("all_reduce", "reduce_scatter"):
         return [[1 << rank] * chunks for rank in range(size)]
-    roots = [
-        schedule.root if schedule.collective == "broadcast" else _owner(schedule, chunk) for chunk in range(chunks)
-    ]
+    broadcast = schedule.collective == "broadcast"
+    roots = [schedule.root if broadcast else owner(schedule, chunk) for chunk in range(chunks)]
     return [[1 << (rank if rank == root else size + rank) for root in roots] for rank in range(size)]
 
 
-def _owner(schedule, chunk):
+def owner(schedule, chunk):
+    """The rank whose chunk it is: that ends with it in a reduce-scatter, and starts with it in an all-gather."""
     return chunk * schedule.world_size // schedule.num_chunks
 
 
@@ -75,10 +75,10 @@ def _check_end(schedule, held):
     everybody = (1 << schedule.world_size) - 1
     for rank, chunks in enumerate(held):
         for chunk, share in enumerate(chunks):
-            owner = _owner(schedule, chunk)
-            if schedule.collective == "reduce_scatter" and owner != rank:
+            home = owner(schedule, chunk)
+            if schedule.collective == "reduce_scatter" and home != rank:
                 continue
-            wanted = {"broadcast": 1 << schedule.root, "all_gather": 1 << owner}.get(schedule.collective, everybody)
+            wanted = {"broadcast": 1 << schedule.root, "all_gather": 1 << home}.get(schedule.collective, everybody)
             place = len(schedule.rounds), rank, chunk
             if missing := _ranks(wanted & ~share):
                 raise InvalidSchedule(f"the contribution of rank {missing[0]} is missing at the end", *place)

@@ -5,6 +5,7 @@ import numbers
 import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.lines import Line2D
+from matplotlib.patches import FancyArrowPatch
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox, ScaledTranslation
 
@@ -143,3 +144,9 @@ def draw_guess(ax, guess, axis="y", unit="", named=True):
         raise TypeError(f"guess must be a finite number (or None), got {guess!r}")
     label = named * f"your guess: {float(guess):g}{' ' * bool(unit)}{unit}"
     mark(ax, float(guess), label, axis, COLOURS["guess"], linestyle=(0, (6, 3)))
+
+
+def arrow(ax, start, end, bend=0.0, **look):
+    """An arrow with a filled head, bent to its right by `bend` of its length."""
+    look = {"color": INK, "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}"} | look
+    ax.add_patch(FancyArrowPatch(start, end, **look))

@@ -6,8 +6,9 @@ import numpy as np
 from matplotlib import patheffects
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
-from matplotlib.patches import FancyArrowPatch
 
+from ..collectives.verify import initial_shares
+from .labels import arrow
 from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
 
 MAX_STRIPED = 8  # up to so many ranks, a cell shows whose contributions it holds; beyond, how many
@@ -32,13 +33,7 @@ def states(schedule):
     size, chunks = schedule.world_size, schedule.num_chunks
     if max(size, chunks) > MAX_RANKS:
         raise ValueError(f"schedule has {size} ranks and {chunks} chunks; up to {MAX_RANKS} of each can be drawn")
-    held = [[1 << rank] * chunks for rank in range(size)]
-    for rank in range(size):
-        if schedule.collective == "broadcast" and rank != schedule.root:
-            held[rank] = [0] * chunks
-        if schedule.collective == "all_gather":
-            held[rank] = [(chunk * size // chunks == rank) << rank for chunk in range(chunks)]
-    after = [held]
+    after = [[[share & everybody(size) for share in row] for row in initial_shares(schedule)]]
     for number, messages in enumerate(schedule.rounds):
         held = [list(row) for row in after[-1]]
         for message in messages:
@@ -50,43 +45,38 @@ def states(schedule):
     return after
 
 
+def everybody(world_size):
+    """The contributions of all ranks, as bits."""
+    return (1 << world_size) - 1
+
+
 def schedule(schedule, title="", *, max_rounds=7):
     """What every rank holds at the start and after each round: a row a rank, a column a chunk; a `Picture`.
 
     A stripe in a cell is the contribution of the rank of that colour; with more than 8 ranks, a cell is the darker the
     more contributions it holds. Arrows are the messages of the round.
 
-    max_rounds: how many rounds to draw; of a longer schedule, evenly spaced ones and the last.
+    max_rounds: how many rounds (≥ 1) to draw; of a longer schedule, evenly spaced ones and the last.
     Raises TypeError or ValueError for what is no schedule, and for more than 64 ranks or chunks.
     """
-    after = states(schedule)
-    if isinstance(max_rounds, bool) or not isinstance(max_rounds, int) or max_rounds < 1:
-        raise ValueError(f"max_rounds must be a whole number from 1 up, got {max_rounds!r}")
-    last, size = len(schedule.rounds), schedule.world_size
+    after, last, size = states(schedule), len(schedule.rounds), schedule.world_size
     drawn = np.unique(np.linspace(0, last, min(last, max_rounds) + 1).round().astype(int))
     across, panel = (4, 0.32 * max(3, size)) if size <= 4 else (3, 0.25 * size) if size <= MAX_STRIPED else (4, 1.7)
     columns = min(across, len(drawn))
     rows = -(-len(drawn) // columns)
-    fig, axes = figure(
-        9.5 * max(columns, across - 1) / across, 0.9 + rows * (panel + 0.75), columns, rows, squeeze=False
-    )
+    width, height = 9.5 * max(columns, across - 1) / across, 0.9 + rows * (panel + 0.75)
+    fig, axes = figure(width, height, columns, rows, squeeze=False)
+    rounds = [[], *schedule.rounds]
     for ax, number in zip(axes.flat, drawn, strict=False):
-        draw_grid(ax, schedule, after[number], schedule.rounds[number - 1] if number else [])
-        ax.set_title(_panel_name(schedule, number), fontsize=10)
+        draw_grid(ax, schedule, after[number], rounds[number])
+        told = f" of {last}" if size > MAX_STRIPED else f": {plural(len(rounds[number]), 'message')}"
+        ax.set_title(f"round {number}{told}" if number else "start", fontsize=10)
     for ax in axes.flat[len(drawn) :]:
         ax.set_visible(False)
     title = title or f"{schedule.name} on {plural(size, 'rank')}: what each holds after each round"
     headline(fig, title)
-    caption(fig, legend(size, max((len(schedule.rounds[k - 1]) for k in drawn if k), default=0)))
+    caption(fig, legend(size, max(len(rounds[number]) for number in drawn)))
     return picture(fig, title)
-
-
-def _panel_name(schedule, number):
-    if number == 0:
-        return "start"
-    if schedule.world_size > MAX_STRIPED:
-        return f"round {number} of {len(schedule.rounds)}"
-    return f"round {number}: {plural(len(schedule.rounds[number - 1]), 'message')}"
 
 
 def draw_grid(ax, schedule, held, messages):
@@ -94,23 +84,17 @@ def draw_grid(ax, schedule, held, messages):
     size, chunks = schedule.world_size, schedule.num_chunks
     striped = size <= MAX_STRIPED
     if striped:
-        full = whole(schedule)
         boxes = {(r, c): (c - 0.43, r - 0.37, 0.86, 0.74) for r in range(size) for c in range(chunks)}
-        shares = {(r, c): held[r][c] for r, c in boxes}
-        draw_cells(
-            ax, shares, boxes, size, framed=[at for at in boxes if shares[at] and shares[at] == (full or shares[at])]
-        )
+        draw_cells(ax, held, boxes, [(r, c) for r, c in boxes if _is_complete(schedule, held[r][c])])
     else:
         counts = np.array([[share.bit_count() for share in row] for row in held])[..., None]
-        depth = np.where(counts > 0, 0.12 + 0.88 * counts / (size if whole(schedule) else 1), 0)
+        depth = np.where(counts > 0, 0.12 + 0.88 * counts / (size if _reduces(schedule) else 1), 0)
         ax.imshow(np.array(to_rgb(EMPTY)) * (1 - depth) + np.array(to_rgb(COLOURS["ring"])) * depth, aspect="auto")
     if striped and len(messages) <= _MAX_ARROWS:
         draw_arrows(ax, messages)
     elif messages:
-        at = {(message.chunk, message.dst) for message in messages}
-        ax.scatter(
-            *zip(*at, strict=True), s=14 if striped else 5, color=INK, edgecolor="white", linewidth=0.6, zorder=5
-        )
+        x, y = zip(*{(message.chunk, message.dst) for message in messages}, strict=True)
+        ax.scatter(x, y, s=14 if striped else 5, color=INK, edgecolor="white", linewidth=0.6, zorder=5)
     every = 1 if striped else 8
     ax.set(xlim=(-0.5, chunks - 0.5), ylim=(size - 0.5, -0.5), xlabel="chunk")
     ax.set_xticks(range(0, chunks, 1 if chunks <= 8 else 8))
@@ -120,6 +104,15 @@ def draw_grid(ax, schedule, held, messages):
     ax.tick_params(length=0)
     ax.spines[:].set_visible(False)
     ax.grid(False)
+
+
+def _reduces(schedule):
+    return schedule.collective in ("all_reduce", "reduce_scatter")
+
+
+def _is_complete(schedule, share):
+    """Whether everybody has contributed to a cell, or, where data only travels, anybody."""
+    return share == everybody(schedule.world_size) if _reduces(schedule) else share > 0
 
 
 def legend(world_size, num_messages):
@@ -140,25 +133,19 @@ def plural(count, thing):
     return f"{count} {thing}{'s' * (count != 1)}"
 
 
-def whole(schedule):
-    """The bits of a complete cell: everybody's contribution, or None where data only travels and any will do."""
-    return (1 << schedule.world_size) - 1 if schedule.collective in ("all_reduce", "reduce_scatter") else None
+def draw_cells(ax, held, boxes, framed, upright=False):
+    """A box for each cell, with a stripe for each contribution that `held` has of it, stacked when `upright`.
 
-
-def draw_cells(ax, shares, boxes, world_size, framed=(), upright=False):
-    """A box for each cell, with a stripe for each contribution in its share (bits), stacked when `upright`.
-
-    shares, boxes: {key: share}, {key: (x, y, width, height)}; framed: the keys of the cells that get a frame.
+    held[rank][chunk]: bits; boxes: {(rank, chunk): (x, y, width, height)}; framed: the cells that get a frame.
     """
-    stripes, colours = [], []
-    for at, (x, y, width, height) in boxes.items():
-        wide, high = (width, height / world_size) if upright else (width / world_size, height)
-        for rank in range(world_size):
-            left, low = (x, y + rank * high) if upright else (x + rank * wide, y)
-            stripes.append(_corners(left, low, wide, high))
-            colours.append(rank_colour(rank) if shares[at] >> rank & 1 else EMPTY)
+    stripes, colours, size = [], [], len(held)
+    for (rank, chunk), (x, y, width, height) in boxes.items():
+        for k in range(size):
+            stripe = (x, y + k * height / size, width, height / size)
+            stripes.append(_corners(*(stripe if upright else (x + k * width / size, y, width / size, height))))
+            colours.append(rank_colour(k) if held[rank][chunk] >> k & 1 else EMPTY)
     ax.add_collection(PolyCollection(stripes, facecolors=colours, edgecolors=colours, linewidths=0.2, zorder=2))
-    frames = [_corners(*boxes[at]) for at in framed]
+    frames = [_corners(*boxes[cell]) for cell in framed]
     ax.add_collection(PolyCollection(frames, facecolors="none", edgecolors=INK, linewidths=1.6, zorder=3))
 
 
@@ -173,7 +160,5 @@ def draw_arrows(ax, messages):
         same = [k for k, message in enumerate(messages) if message.chunk == chunk]
         x = chunk + 0.7 * ((same.index(number) + 0.5) / len(same) - 0.5)
         bend = 0 if abs(src - dst) == 1 or len(same) > 1 else min(0.3, 1.1 / abs(src - dst))
-        look = {"arrowstyle": "-|>", "mutation_scale": 10, "color": INK, "linewidth": 1.4, "linestyle": DASHES[op]}
-        arrow = FancyArrowPatch((x, src), (x, dst), connectionstyle=f"arc3,rad={bend}", clip_on=False, **look)
-        arrow.set(zorder=5, path_effects=outlined)
-        ax.add_patch(arrow)
+        look = {"linewidth": 1.4, "linestyle": DASHES[op], "path_effects": outlined}
+        arrow(ax, (x, src), (x, dst), bend, mutation_scale=10, clip_on=False, zorder=5, **look)
