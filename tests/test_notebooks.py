@@ -17,7 +17,8 @@ from rerun import ROOT, WIDGET_VIEW, execute, fill
 from lessons_lib.exercises import all_exercises
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
-MACHINE = re.compile(r"(?<![\w.])/(?:work|root|home|Users|tmp)/[\w.]|\\(?:Users|home)\\|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
+FOLDERS = r"(?<![\w.])/(?:work|root|home|Users|tmp)/[\w.]|\\(?:Users|home)\\"
+MACHINE = re.compile(FOLDERS + r"|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
 MAX_BYTES = 1.2e9
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
