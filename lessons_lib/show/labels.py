@@ -49,11 +49,9 @@ class EdgeLabels(Artist):
         """Label the point (x, y) in data coordinates; None stands for the edge itself. Empty labels are left out."""
         if not label:
             return
-        side = {"ha": "left", "va": "center"} if self.edge == "right" else {"ha": "center", "va": "bottom"}
-        text = Text(0, 0, label, color=text_colour(colour), fontsize=10, **side)
-        leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)))
-        for artist in (text, leader):
-            artist.set_figure(self.ax.figure)
+        ha, va = ("left", "center") if self.edge == "right" else ("center", "bottom")
+        text = Text(0, 0, label, color=text_colour(colour), fontsize=10, ha=ha, va=va, figure=self.ax.figure)
+        leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)), figure=self.ax.figure)
         self.items.append((x, y, text, leader))
 
     def get_children(self):
@@ -106,11 +104,10 @@ def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
     across = ax.axvline if axis == "x" else ax.axhline
     across(value, color=colour, linestyle=linestyle, linewidth=1.4, zorder=1.8)
     if axis == "y":
-        return edge_labels(ax, "right").add(None, value, label, colour)
-    edge_labels(ax, "top").add(value, None, label, colour)
-    ax.title_pad = max(24, ax.title_pad)
-    title = ax.get_title(loc="left")
-    return ax.set_title(title) if title else None
+        edge_labels(ax, "right").add(None, value, label, colour)
+    else:
+        edge_labels(ax, "top").add(value, None, label, colour)
+        ax.make_room(24)
 
 
 def key(ax, entries):
@@ -118,22 +115,11 @@ def key(ax, entries):
     letters = 11 * ax.figure.get_figwidth()
     columns = max(1, min(len(entries), int(letters / (6 + max(len(str(name)) for _, name in entries)))))
     lift = 16 * any(isinstance(each, EdgeLabels) and each.edge == "top" for each in ax.get_children())
-    ax.legend(
-        *zip(*entries, strict=True),
-        loc="lower left",
-        bbox_to_anchor=(-0.01, 1.0),
-        bbox_transform=ax.transAxes + ScaledTranslation(0, lift / 72, ax.figure.dpi_scale_trans),
-        ncols=columns,
-        frameon=False,
-        fontsize=10,
-        borderpad=0.2,
-        handlelength=2.4,
-        columnspacing=1.4,
-        handletextpad=0.5,
-    )
-    ax.title_pad = 8 + lift + 17 * -(-len(entries) // columns)
-    title = ax.get_title(loc="left")
-    return ax.set_title(title) if title else None
+    raised = ax.transAxes + ScaledTranslation(0, lift / 72, ax.figure.dpi_scale_trans)
+    place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "bbox_transform": raised, "ncols": columns}
+    look = {"frameon": False, "fontsize": 10, "borderpad": 0.2, "columnspacing": 1.4, "handletextpad": 0.5}
+    ax.legend(*zip(*entries, strict=True), handlelength=2.4, **place, **look)
+    ax.make_room(8 + lift + 17 * -(-len(entries) // columns))
 
 
 def draw_guess(ax, guess, axis="y", unit="", named=True):

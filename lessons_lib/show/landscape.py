@@ -1,7 +1,5 @@
 """A loss as a landscape, and the ways that optimisers take through it."""
 
-from collections.abc import Mapping
-
 import numpy as np
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
@@ -12,23 +10,20 @@ from .style import INK, LINE_STYLES, MARKERS, assign_colours, figure, picture
 _HEIGHTS = LinearSegmentedColormap.from_list("heights", ["#FFFFFF", "#C9CFD6"])  # pale
 
 
-def contours(
-    f, paths, xlim, ylim, title="", *, xlabel="$w_0$", ylabel="$w_1$", minimum=None, levels=14, colours=None, ax=None
-):
+def contours(f, paths, xlim, ylim, title="", *, xlabel="$w_0$", ylabel="$w_1$", minimum=None, colours=None, ax=None):
     """Lines of equal loss with paths through them, from a white dot to a framed mark; a `Picture`.
 
     f(x, y): the loss for arrays x, y of one shape (or for two numbers: then it is called point by point).
-    paths: {name: points}, points of shape (N, 2), array or tensor; a mark is one step.
-    {}: the landscape alone.
+    paths: {name: points}, points of shape (N, 2), array or tensor; a mark is one step. {}: the landscape alone.
     xlim, ylim: (low, high) of the view. minimum: (x, y), marked with a cross.
-    levels: how many lines; they are denser where the loss is low.
     Raises ValueError or TypeError for input that doesn't fit.
     """
-    paths = {name: _path(name, points) for name, points in _paths(paths).items()}
-    fig = ax.figure if ax is not None else None
-    if ax is None:
-        fig, ax = figure(height=4.4)
-    _draw_heights(ax, f, _limits("xlim", xlim), _limits("ylim", ylim), levels)
+    paths = {name: _path(name, points) for name, points in paths.items()}
+    ax = ax or figure(height=4.4)[1]
+    for argument, (low, high) in {"xlim": xlim, "ylim": ylim}.items():
+        if not low < high:
+            raise ValueError(f"{argument} must be (low, high) with low < high, got {(low, high)}")
+    _draw_heights(ax, f, xlim, ylim)
     if minimum is not None:
         ax.plot(*minimum, marker="x", color=INK, markersize=9, markeredgewidth=2, zorder=5)
     chosen = assign_colours(paths, colours)
@@ -41,18 +36,12 @@ def contours(
         ax.plot(*points[-1], marker=dot, markersize=9, color=chosen[name], markeredgecolor=INK, zorder=5)
         samples.append((Line2D([], [], **look, marker=dot, markersize=7), name))
     ax.set(xlim=xlim, ylim=ylim, xlabel=xlabel, ylabel=ylabel)
-    if samples:
-        key(ax, samples)
     if title:
         ax.set_title(title)
+    if samples:
+        key(ax, samples)
     names = f" with the paths of {', '.join(map(str, paths))}" if paths else ""
-    return picture(fig, f"{title or 'loss landscape'}{names}")
-
-
-def _paths(paths):
-    if not isinstance(paths, Mapping):
-        raise TypeError(f"paths must be a dict {{name: points}}, got {type(paths).__name__}")
-    return paths
+    return picture(ax.figure, f"{title or 'loss landscape'}{names}")
 
 
 def _path(name, points):
@@ -63,26 +52,17 @@ def _path(name, points):
     return points if finite.all() else points[: max(1, np.argmin(finite))]
 
 
-def _limits(argument, limits):
-    low, high = limits
-    if not (np.isfinite([low, high]).all() and low < high):
-        raise ValueError(f"{argument} must be (low, high) with low < high, got {limits!r}")
-    return limits
-
-
-def _draw_heights(ax, f, xlim, ylim, levels):
+def _draw_heights(ax, f, xlim, ylim):
     x, y = np.meshgrid(np.linspace(*xlim, 161), np.linspace(*ylim, 161))
     try:
-        z = np.asarray(f(x, y), dtype=float)
-    except Exception:
-        z = None  # f takes numbers, not arrays; an error of its own comes again below
-    if z is None or z.shape != x.shape:
+        z = np.asarray(f(x, y), dtype=float).reshape(x.shape)
+    except Exception:  # f takes numbers, not arrays; an error of its own comes again here
         x, y = x[::4, ::4], y[::4, ::4]
-        z = np.array([float(f(a, b)) for a, b in zip(x.flat, y.flat, strict=True)]).reshape(x.shape)
-    low, high = np.nanmin(z), np.nanmax(z[np.isfinite(z)])
+        z = np.vectorize(f, otypes=[float])(x, y)
+    low, high = np.nanmin(z), np.max(z[np.isfinite(z)])
     if not high > low:
         raise ValueError(f"f is the same everywhere in the view ({low:g}): there are no contours to draw")
-    heights = low + (high - low) * np.linspace(0.03, 1, levels) ** 2.5
+    heights = low + (high - low) * np.linspace(0.03, 1, 14) ** 2.5  # denser where the loss is low
     ax.contourf(x, y, z, [low - 1e-9 * (high - low), *heights], cmap=_HEIGHTS, zorder=0.5)
     ax.contour(x, y, z, heights, colors="#8C939B", linewidths=0.7, linestyles="solid", zorder=0.6)
     ax.grid(False)

@@ -34,19 +34,20 @@ def lines(
     guess: the learner's number, a dashed line at that x or y (`guess_axis`); None or `...` draws none.
     marks, levels: {label: x} and {label: y}, labelled upright and level lines: theory beside a measurement.
     colours: {name: colour, or the name of a thing in `COLOURS`}. ax: draw here, not in a figure of its own.
-    limits: xlim, ylim: (low, high).
-    Raises ValueError or TypeError for series that are empty or don't fit.
+    limits: xlim, ylim: (low, high). Raises ValueError or TypeError for series that are empty or don't fit.
     """
-    series = {name: _points(name, values) for name, values in _mapping(series, "series").items()}
-    ax = figure()[1] if ax is None else ax
+    if not isinstance(series, Mapping) or not series:
+        raise TypeError(f"series must be a dict {{name: values}} that is not empty, got {series!r}")
+    series = {name: _points(name, values) for name, values in series.items()}
+    ax = ax or figure()[1]
     _draw_curves(ax, series, assign_colours(series, colours), logx, logy)
     if title:
         ax.set_title(title)
-    for axis, argument, straight in (("x", "marks", marks), ("y", "levels", levels)):
-        for label, value in _mapping(straight or {}, argument).items():
+    for axis, straight in (("x", marks), ("y", levels)):
+        for label, value in (straight or {}).items():
             mark(ax, float(value), label, axis, linestyle=(0, (2, 2)))
     draw_guess(ax, guess, guess_axis)
-    ax.set(xlabel=xlabel, ylabel=ylabel, **{name: limit for name, limit in limits.items() if limit is not None})
+    ax.set(xlabel=xlabel, ylabel=ylabel, **limits)
     return picture(ax.figure, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
 
 
@@ -63,12 +64,6 @@ def _draw_curves(ax, series, colours, logx, logy):
             edge_labels(ax).add(x[seen[-1]], y[seen[-1]], str(name), colours[name])
 
 
-def _mapping(value, argument):
-    if not isinstance(value, Mapping) or (argument == "series" and not value):
-        raise TypeError(f"{argument} must be a dict {{name: values}}, got {type(value).__name__}")
-    return value
-
-
 def _points(name, values):
     pair = isinstance(values, tuple) and len(values) == 2 and np.ndim(values[0]) == 1
     x, y = values if pair else (None, values)
@@ -82,36 +77,25 @@ def _points(name, values):
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
-def history(histories, title="", *, logy=False, smooth=1, guess=None, colours=None):
+def history(histories, title="", *, smooth=1):
     """Loss curves of training runs, and beside them the accuracy by epoch when a run has one; a `Picture`.
 
-    histories: a `train.History`, or {name: History or list of losses, one a step}.
-    smooth: mean over so many steps (≥ 1) is drawn in place of the single losses. guess: a loss (level line).
-    Raises ValueError when there is nothing to draw.
+    histories: {name: `train.History` or list of losses, one a step}.
+    smooth: mean over so many steps (≥ 1) is drawn in place of the single losses.
     """
-    if not isinstance(histories, Mapping):
-        histories = {"loss": histories}
-    if not histories:
-        raise ValueError("histories is empty: give {name: History}")
-    if isinstance(smooth, bool) or not isinstance(smooth, int) or smooth < 1:
-        raise ValueError(f"smooth must be a whole number of steps from 1 up, got {smooth!r}")
     losses = {name: _mean(getattr(run, "losses", run), smooth) for name, run in histories.items()}
-    accuracies = {name: getattr(run, "accuracies", None) for name, run in histories.items()}
-    accuracies = {name: 100 * np.asarray(each, dtype=float) for name, each in accuracies.items() if each}
-    fig, axes = figure(width=9.5 if accuracies else 7, columns=2 if accuracies else 1)
-    left = axes[0] if accuracies else axes
-    colours = assign_colours(histories, colours)
-    what = "loss" if smooth == 1 else f"loss (mean of {smooth} steps)"
-    lines(losses, "step", what, title, logy=logy, guess=guess, colours=colours, ax=left)
+    accuracies = {name: run.accuracies for name, run in histories.items() if getattr(run, "accuracies", None)}
+    columns = 2 if accuracies else 1
+    fig, axes = figure((7, 9.5)[columns - 1], columns=columns, squeeze=False)
+    lines(losses, "step", "loss" if smooth == 1 else f"loss (mean of {smooth} steps)", title, ax=axes[0, 0])
     if accuracies:
-        by_epoch = {name: (np.arange(1, len(values) + 1), values) for name, values in accuracies.items()}
-        lines(by_epoch, "epoch", "accuracy (%)", " " if title else "", colours=colours, ax=axes[1])
-        axes[1].xaxis.get_major_locator().set_params(integer=True)
+        by_epoch = {name: (np.arange(len(each)) + 1, 100 * np.asarray(each)) for name, each in accuracies.items()}
+        colours = assign_colours(histories)
+        lines(by_epoch, "epoch", "accuracy (%)", " " if title else "", colours=colours, ax=axes[0, 1])
+        axes[0, 1].xaxis.get_major_locator().set_params(integer=True)
     return picture(fig, f"{title or 'loss by step'}: {', '.join(map(str, histories))}")
 
 
 def _mean(losses, smooth):
-    losses = np.asarray(losses, dtype=float)
-    smooth = min(smooth, max(1, len(losses)))
-    steps = np.arange(len(losses) - smooth + 1) + smooth - 1
-    return steps, np.convolve(losses, np.ones(smooth) / smooth, mode="valid") if len(losses) else losses
+    smooth = min(smooth, len(losses))
+    return np.arange(smooth - 1, len(losses)), np.convolve(losses, np.ones(smooth) / smooth, mode="valid")

@@ -6,6 +6,7 @@ is no pyplot state, so a callback may draw beside a running cell.
 """
 
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -47,10 +48,9 @@ def colour(name):
 
     Raises ValueError for a name that has no colour of its own.
     """
-    found = find_colour(name)
-    if found is None:
-        raise ValueError(f"no colour for {name!r}; names are {', '.join(COLOURS)}, 'rank 0', 'rank 1', …")
-    return found
+    if found := find_colour(name):
+        return found
+    raise ValueError(f"no colour for {name!r}; names are {', '.join(COLOURS)}, 'rank 0', 'rank 1', …")
 
 
 def find_colour(name):
@@ -61,26 +61,19 @@ def find_colour(name):
 
 def assign_colours(names, colours=None):
     """{name: colour}: the wish in `colours` (a colour or known thing), else its own, else a free one."""
-    chosen = {}
-    for name in names:
-        wish = (colours or {}).get(name)
-        chosen[name] = (find_colour(wish) or wish) if wish else find_colour(name)
-    free = [each for each in RANK_COLOURS if each not in chosen.values()] or list(RANK_COLOURS)
+    colours = colours or {}
+    chosen = {name: find_colour(colours.get(name, name)) or colours.get(name) for name in names}
+    free = [each for each in RANK_COLOURS if each not in chosen.values()] or RANK_COLOURS
     nameless = [name for name in names if chosen[name] is None]
-    return chosen | {name: free[i % len(free)] for i, name in enumerate(nameless)}
+    return chosen | dict(zip(nameless, itertools.cycle(free)))
 
 
 def text_colour(of):
     """`of`, darkened until text in it is readable on white (contrast 4.5 : 1 or more)."""
-    rgb = to_rgb(of)
-    while (1.05 / (_luminance(rgb) + 0.05)) < 4.5:
-        rgb = tuple(0.93 * part for part in rgb)
-    return rgb
-
-
-def _luminance(rgb):
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in rgb]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+    rgb = np.array(to_rgb(of))
+    while 1.05 / (rgb**2.2 @ (0.2126, 0.7152, 0.0722) + 0.05) < 4.5:  # the sum: relative luminance
+        rgb *= 0.93
+    return tuple(rgb)
 
 
 class LessonAxes(Axes):
@@ -88,13 +81,17 @@ class LessonAxes(Axes):
 
     title_pad = 8
 
-    def set_title(self, label, fontdict=None, loc="left", pad=None, **options):
-        grid = self.get_subplotspec()
-        columns = grid.get_gridspec().ncols if grid else 1
-        options = {"fontsize": 12 if columns == 1 else 11, "color": INK} | options
+    def set_title(self, label, fontdict=None, loc="left", **options):
+        columns = self.get_gridspec().ncols
+        options = {"fontsize": 12 if columns == 1 else 11, "color": INK, "pad": self.title_pad} | options
         letters = (11.5 * self.figure.get_figwidth() / columns - 8) * 12 / options["fontsize"]
         wrapped = "\n".join(textwrap.fill(line, max(16, int(letters))) for line in str(label).split("\n"))
-        return super().set_title(wrapped, fontdict, loc, self.title_pad if pad is None else pad, **options)
+        return super().set_title(wrapped, fontdict, loc, **options)
+
+    def make_room(self, points):
+        """Raise the title, to leave so much room between it and the axes."""
+        self.title_pad = max(points, self.title_pad)
+        self.set_title(self.get_title(loc="left"))
 
 
 def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
@@ -108,8 +105,7 @@ def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
             raise ValueError(f"{argument} must be greater than 0, got {value!r}")
     fig = Figure(figsize=(width, height), dpi=_PAGE_DPI, layout="constrained", facecolor="white")
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
-    keywords = {"axes_class": LessonAxes} | subplots.pop("subplot_kw", {})
-    axes = fig.subplots(rows, columns, subplot_kw=keywords, **subplots)
+    axes = fig.subplots(rows, columns, subplot_kw={"axes_class": LessonAxes}, **subplots)
     for ax in fig.axes:
         ax.spines[["top", "right"]].set_visible(False)
         ax.spines[["left", "bottom"]].set_color(GREY)
@@ -125,23 +121,23 @@ def headline(fig, title):
 
 
 class Picture:
-    """A finished figure that displays itself as a PNG.
+    """A finished matplotlib Figure that displays itself as a PNG; in lessons `show.picture(fig)`.
 
-    figure: the matplotlib Figure. alt: what it shows, in a line; also the plain-text form, so it holds
-    nothing that differs from machine to machine.
+    alt: what it shows, in a line (default: the titles in it); also the plain-text form, so it holds nothing that
+    differs from machine to machine.
     """
 
-    def __init__(self, figure, alt="figure"):
+    def __init__(self, figure, alt=""):
         if not isinstance(figure, Figure):
             raise TypeError(f"figure must be a matplotlib.figure.Figure, got {type(figure).__name__}")
-        self.figure, self.alt = figure, alt
+        titles = [" ".join(ax.get_title(loc).split()) for ax in figure.axes for loc in ("left", "center")]
+        self.figure, self.alt = figure, alt or "; ".join(filter(None, titles)) or "figure"
 
     def png(self):
         """The picture as PNG bytes, `_PIXEL_RATIO` pixels to a page pixel."""
-        raw, out, dpi = io.BytesIO(), io.BytesIO(), _PIXEL_RATIO * _PAGE_DPI
-        self.figure.savefig(raw, format="raw", dpi=dpi)
-        size = tuple(int(inches * dpi) for inches in self.figure.get_size_inches())
-        image = Image.frombuffer("RGBA", size, raw.getvalue(), "raw", "RGBA", 0, 1).convert("RGB")
+        raw, out = io.BytesIO(), io.BytesIO()
+        self.figure.savefig(raw, dpi=_PIXEL_RATIO * _PAGE_DPI, pil_kwargs={"compress_level": 0})
+        image = Image.open(raw).convert("RGB")
         # A quarter of the bytes of full colour (lessons carry their pictures); the background stays exact.
         indexed = image.quantize(255, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
         colours, back = indexed.getpalette(), 3 * indexed.getpixel((0, 0))
@@ -168,20 +164,12 @@ class Picture:
         return f"<Picture: {self.alt}>"
 
 
-def picture(figure, alt=""):
-    """The `Picture` of a matplotlib Figure; `alt` describes it in a line (default: the titles in it)."""
-    if isinstance(figure, Figure) and not alt:
-        titles = [ax.get_title(loc) for ax in figure.axes for loc in ("left", "center")]
-        alt = "; ".join(" ".join(title.split()) for title in titles if title)
-    return Picture(figure, alt or "figure")
+picture = Picture
 
 
 def si(value, units):
     """(size, name) of the unit in which `value` reads well; units: [(size, name), …], largest first."""
-    for size, name in units:
-        if value >= size:
-            return size, name
-    return units[-1]
+    return next((unit for unit in units if value >= unit[0]), units[-1])
 
 
 TIME_UNITS = [(1.0, "s"), (1e-3, "ms"), (1e-6, "µs")]
@@ -195,12 +183,11 @@ def log_axis(axis, values):
     spread = np.ptp(np.log10(values)) if len(values) else 0
     if 1 < len(values) <= 11 and np.all(np.log2(values) % 1 == 0):
         axis.set_major_locator(FixedLocator(values))
+        axis.set_minor_locator(NullLocator())
     else:
         axis.set_major_locator(LogLocator(subs=(1, 2, 5) if spread < 2 else (1,), numticks=9))
     axis.set_major_formatter(_plain)
     axis.set_minor_formatter(NullFormatter())
-    if isinstance(axis.get_major_locator(), FixedLocator):
-        axis.set_minor_locator(NullLocator())
 
 
 def _plain(value, _=None):
