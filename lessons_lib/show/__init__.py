@@ -1,19 +1,17 @@
 """Figures, players and controls of the lessons: `from lessons_lib import show`."""
 
-from .control import Control, control
+from .control import control
 from .labels import draw_guess, mark
 from .landscape import contours
 from .ledger import ledger
 from .lines import history, lines
 from .player import player
 from .schedule import schedule
-from .style import COLOURS, Picture, colour, figure, picture, rank_colour
+from .style import COLOURS, colour, figure, picture, rank_colour
 from .timeline import timeline
 
 __all__ = [
     "COLOURS",
-    "Control",
-    "Picture",
     "colour",
     "contours",
     "control",

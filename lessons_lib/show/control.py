@@ -86,10 +86,6 @@ def control(draw, *, continuous=None, **specs):
     quick. An error of the first picture is raised; a later one is shown below the picture.
     Raises TypeError or ValueError for a spec that doesn't fit.
     """
-    if not callable(draw):
-        raise TypeError(f"draw must be a function of the values, got {type(draw).__name__}")
-    if not specs:
-        raise ValueError("control needs at least one input, such as step=(0.0, 1.0, 0.05, 0.1)")
     return Control(draw, {name: _widget(name, spec) for name, spec in specs.items()}, continuous)
 
 

@@ -15,19 +15,17 @@ from .style import COLOURS, INK, text_colour
 def spread(centres, sizes, low, high):
     """Centres moved as little as possible, so that intervals of these sizes are disjoint and in [low, high].
 
-    Minimises Σ (cᵢ' − cᵢ)² subject to cᵢ₊₁' − cᵢ' ≥ (sᵢ + sᵢ₊₁) / 2 by pooling adjacent violators.
+    Minimises Σ (cᵢ' − cᵢ)² subject to cᵢ₊₁' − cᵢ' ≥ (sᵢ + sᵢ₊₁) / 2 as an isotonic regression: each value is
+    the largest, over where a stretch may begin before it, of the smallest means of stretches that end after it.
     """
     order = np.argsort(centres, kind="stable")
     sizes = np.asarray(sizes, dtype=float)[order]
     shift = np.cumsum(sizes) - sizes / 2
-    pools = []
-    for value in np.asarray(centres, dtype=float)[order] - shift:
-        pools.append([value, 1])
-        while len(pools) > 1 and pools[-2][0] >= pools[-1][0]:
-            (b, m), (a, n) = pools.pop(), pools.pop()
-            pools.append([(a * n + b * m) / (n + m), n + m])
-    start = np.repeat([value for value, _ in pools], [n for _, n in pools])
-    moved = np.empty(len(sizes))
+    total, n = np.cumsum([0, *(np.asarray(centres)[order] - shift)]), len(sizes)
+    start = [
+        max(min((total[k] - total[j]) / (k - j) for k in range(i + 1, n + 1)) for j in range(i + 1)) for i in range(n)
+    ]
+    moved = np.empty(n)
     moved[order] = np.clip(start, low, max(low, high - sizes.sum())) + shift
     return moved
 
@@ -45,37 +43,35 @@ class EdgeLabels(Artist):
         self.set_clip_on(False)
         ax.add_artist(self)
 
-    def add(self, x, y, label, colour):
-        """Label the point (x, y) in data coordinates; None stands for the edge itself. Empty labels are left out."""
+    def add(self, point, transform, label, colour):
+        """Label the point, given in coordinates of `transform`. Empty labels are left out."""
         if not label:
             return
         ha, va = ("left", "center") if self.edge == "right" else ("center", "bottom")
         text = Text(0, 0, label, color=text_colour(colour), fontsize=10, ha=ha, va=va, figure=self.ax.figure)
         leader = Line2D([], [], color=colour, linewidth=0.8, linestyle=(0, (1, 1.5)), figure=self.ax.figure)
-        self.items.append((x, y, text, leader))
+        self.items.append((point, transform, text, leader))
 
     def get_children(self):
         return [artist for _, _, *pair in self.items for artist in pair]
 
     def _place(self, renderer):
         box, scale = self.ax.bbox, renderer.points_to_pixels(1)
-        across = self.edge == "top"
-        points = []
-        for x, y, _, _ in self.items:
-            at = self.ax.transData.transform((1 if x is None else x, 1 if y is None else y))
-            px = box.x1 if x is None else np.clip(at[0], box.x0, box.x1)
-            points.append((px, box.y1 if y is None else np.clip(at[1], box.y0, box.y1)))
+        points = [np.clip(transform.transform(point), box.min, box.max) for point, transform, _, _ in self.items]
         extents = [text.get_window_extent(renderer) for _, _, text, _ in self.items]
-        sizes = [(e.width + 8 * scale) if across else (e.height + 1.5 * scale) for e in extents]
-        low, high = (box.x0, box.x1 + 40 * scale) if across else (box.y0 - 4 * scale, box.y1 + 6 * scale)
-        places = spread([p[0 if across else 1] for p in points], sizes, low, high)
-        for (px, py), place, (*_, text, leader) in zip(points, places, self.items, strict=True):
-            if across:
+        if self.edge == "top":
+            sizes = [extent.width + 8 * scale for extent in extents]
+            places = spread([x for x, _ in points], sizes, box.x0, box.x1 + 40 * scale)
+        else:
+            sizes = [extent.height + 1.5 * scale for extent in extents]
+            places = spread([y for _, y in points], sizes, box.y0 - 4 * scale, box.y1 + 6 * scale)
+        for (x, y), place, (_, _, text, leader) in zip(points, places, self.items, strict=True):
+            if self.edge == "top":
                 text.set_position((place, box.y1 + 4 * scale))
-                leader.set_data([px, place], [box.y1, box.y1 + 3 * scale])
+                leader.set_data([x, place], [box.y1, box.y1 + 3 * scale])
             else:
                 text.set_position((box.x1 + 12 * scale, place))
-                leader.set_data([px + 2 * scale, box.x1 + 10 * scale], [py, place])
+                leader.set_data([x + 2 * scale, box.x1 + 10 * scale], [y, place])
 
     def get_tightbbox(self, renderer=None):
         if not self.items or renderer is None:
@@ -101,12 +97,13 @@ def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
     """A labelled straight line across `ax` at `value` of the axis "x" (upright line) or "y" (level line)."""
     if axis not in ("x", "y"):
         raise ValueError(f'axis must be "x" or "y", got {axis!r}')
-    across = ax.axvline if axis == "x" else ax.axhline
-    across(value, color=colour, linestyle=linestyle, linewidth=1.4, zorder=1.8)
+    look = {"color": colour, "linestyle": linestyle, "linewidth": 1.4, "zorder": 1.8}
     if axis == "y":
-        edge_labels(ax, "right").add(None, value, label, colour)
+        ax.axhline(value, **look)
+        edge_labels(ax).add((1, value), ax.get_yaxis_transform(), label, colour)
     else:
-        edge_labels(ax, "top").add(value, None, label, colour)
+        ax.axvline(value, **look)
+        edge_labels(ax, "top").add((value, 1), ax.get_xaxis_transform(), label, colour)
         ax.make_room(24)
 
 

@@ -61,7 +61,7 @@ def _draw_curves(ax, series, colours, logx, logy):
         ax.plot(x, y, color=colours[name], linestyle=style, marker=dots, markersize=5, linewidth=2, label=name)
         seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not logx)) & ((y > 0) | (not logy)))
         if len(seen):
-            edge_labels(ax).add(x[seen[-1]], y[seen[-1]], str(name), colours[name])
+            edge_labels(ax).add((x[seen[-1]], y[seen[-1]]), ax.transData, str(name), colours[name])
 
 
 def _points(name, values):

@@ -4,19 +4,12 @@ from collections import defaultdict
 
 import numpy as np
 from matplotlib.collections import PatchCollection
-from matplotlib.patches import FancyArrowPatch, Patch, Rectangle
+from matplotlib.patches import Patch, Rectangle
 
-from .labels import draw_guess, key
+from .labels import arrow, draw_guess, key
 from .style import COLOURS, HALO, INK, TIME_UNITS, figure, picture, si
 
-_KINDS = {
-    "compute": ("compute", ""),
-    "send": ("send", ""),
-    "recv": ("receive", "////"),
-    "add": ("add", "xxxx"),
-    "copy": ("copy", "...."),
-    "wait": ("wait", "\\\\\\\\"),
-}  # kind: (name, hatch)
+_HATCHES = {"compute": "", "send": "", "recv": "////", "add": "xxxx", "copy": "....", "wait": "\\\\\\\\"}  # by kind
 _MAX_LANES = 64
 _MAX_ARROWS = 40
 _ROOMY_LANES = 8  # up to so many, bars are high enough for hatches and labels
@@ -38,22 +31,21 @@ def timeline(trace, title="", *, ranks=None, guess=None, ax=None):
     start_s = min(span.start_s for span in spans)
     total_s = max(1e-9, max(span.end_s for span in spans) - start_s)
     unit_s, unit = si(total_s, TIME_UNITS)
-    placed = _tracks(spans, shown)
-    lane_inches = _lane_inches(len(shown), min(height for *_, height in placed))
-    if ax is None:
-        _, ax = figure(width=8.5, height=1.4 + lane_inches * max(2, len(shown)))
-    edges = [((s.start_s - start_s) / unit_s, (s.end_s - s.start_s) / unit_s) for s, *_ in placed]
-    boxes = {id(s): (s, x, width, y, height) for (s, y, height), (x, width) in zip(placed, edges, strict=True)}
-    _draw_bars(ax, boxes.values(), total_s / unit_s, len(shown), lane_inches)
+    tracks = _tracks(spans, shown)
+    boxes = {id(s): ((s.start_s - start_s) / unit_s, y, (s.end_s - s.start_s) / unit_s, h) for s, y, h in tracks}
+    lane_inches = _lane_inches(len(shown), min(height for *_, height in tracks))
+    ax = ax or figure(width=8.5, height=1.4 + lane_inches * max(2, len(shown)))[1]
+    looks = {kind: _look(kind, len(shown)) for kind in _HATCHES if kind in {span.kind for span in spans}}
+    for kind, look in looks.items():
+        _draw_bars(ax, [span for span in spans if span.kind == kind], boxes, look, total_s / unit_s, lane_inches)
     _draw_arrows(ax, spans, boxes)
     _draw_frame(ax, shown, total_s / unit_s, unit)
     if guess is not None and guess is not ...:
         draw_guess(ax, guess / unit_s, "x", unit)
         ax.set_xlim(right=1.01 * max(guess, total_s) / unit_s)
-    kinds = {span.kind for span in spans}
-    key(ax, [(_sample(kind, len(shown)), name) for kind, (name, _) in _KINDS.items() if kind in kinds])
-    source = [trace.source] if trace.source != "measured" and trace.source not in title else []
-    told = " · ".join([title or "What every rank did", *source, *left_out])
+    key(ax, [(Patch(**look | {"linewidth": 0}), "receive" if kind == "recv" else kind) for kind, look in looks.items()])
+    source = trace.source if trace.source != "measured" and trace.source not in title else ""
+    told = " · ".join(filter(None, [title or "What every rank did", source, left_out]))
     ax.set_title(told)
     return picture(ax.figure, f"{told}: timeline of {len(shown)} ranks")
 
@@ -71,13 +63,10 @@ def _select(trace, ranks):
     there = sorted({span.rank for span in trace.spans})
     if not there:
         raise ValueError("trace is empty: launch with trace=True, and let the ranks do something")
-    shown = list(ranks) if ranks is not None else there[:_MAX_LANES]
-    if not shown or len(shown) > _MAX_LANES or set(shown) - set(there):
+    shown = there[:_MAX_LANES] if ranks is None else list(ranks)
+    if not 0 < len(shown) <= _MAX_LANES or set(shown) - set(there):
         raise ValueError(f"ranks={ranks!r}: give 1 to {_MAX_LANES} of the trace's ranks {there[0]} to {there[-1]}")
-    unknown = {span.kind for span in trace.spans} - set(_KINDS)
-    if unknown:
-        raise ValueError(f"trace has spans of the kind {unknown.pop()!r}; the kinds are {', '.join(_KINDS)}")
-    left_out = [f"{len(shown)} of {len(there)} ranks"] if len(shown) < len(there) else []
+    left_out = f"{len(shown)} of {len(there)} ranks" if len(shown) < len(there) else ""
     return [span for span in trace.spans if span.rank in set(shown)], shown, left_out
 
 
@@ -104,10 +93,10 @@ def _tracks(spans, shown):
     high = 0.8 / (1 + max(at for placed in tracks.values() for _, at in placed))
     boxes = []
     for lane, placed in enumerate(tracks.values()):
-        computing = [span for span, _ in placed if span.kind == "compute"]
-        clashes = _clashes(computing, [span for span, _ in placed])
-        alone = {id(span) for span, count in zip(computing, clashes, strict=True) if count <= 1}  # itself
-        boxes += [(s, lane - 0.4, 0.8) if id(s) in alone else (s, lane - 0.4 + at * high, high) for s, at in placed]
+        everything = [span for span, _ in placed]
+        for (span, at), clashes in zip(placed, _clashes(everything, everything), strict=True):
+            alone = span.kind == "compute" and clashes <= 1  # itself
+            boxes.append((span, lane - 0.4, 0.8) if alone else (span, lane - 0.4 + at * high, high))
     return boxes
 
 
@@ -123,21 +112,22 @@ def _clashes(group, others):
     return [np.count_nonzero(overlap > _SLACK * length) for overlap, length in overlaps]
 
 
-def _draw_bars(ax, boxes, total, num_lanes, lane_inches):
-    """One collection a kind; a label inside where it fits (judged by the share of the width that it takes)."""
+def _look(kind, num_lanes):
+    roomy = num_lanes <= _ROOMY_LANES
+    hatch, width = (_HATCHES[kind], 0.4) if roomy else ("", 0.0)
+    return {"facecolor": COLOURS[kind], "hatch": hatch, "edgecolor": "white", "linewidth": width}
+
+
+def _draw_bars(ax, spans, boxes, look, total, lane_inches):
+    """The spans of a kind; a label inside where it fits (judged by the share of the width that it takes)."""
     letters = 10.5 * ax.figure.get_figwidth()
-    by_kind = defaultdict(list)
-    for box in boxes:
-        by_kind[box[0].kind].append(box)
-    for kind, same in by_kind.items():
-        edge = {"edgecolor": "white", "linewidth": 0.4 if num_lanes <= _ROOMY_LANES else 0.0}
-        hatch = _KINDS[kind][1] if num_lanes <= _ROOMY_LANES else ""
-        patches = [Rectangle((x, y), width, height) for _, x, width, y, height in same]
-        ax.add_collection(PatchCollection(patches, facecolor=COLOURS[kind], hatch=hatch, zorder=2, **edge))
-        for span, x, width, y, height in same:
-            if span.label and height * lane_inches >= 0.16 and len(span.label) + 1 < letters * width / total:
-                look = {"color": "white"} if kind == "compute" else {"color": INK, "path_effects": [HALO]}
-                ax.text(x + width / 2, y + height / 2, span.label, ha="center", va="center", zorder=3, **look)
+    patches = [Rectangle((x, y), width, height) for x, y, width, height in (boxes[id(span)] for span in spans)]
+    ax.add_collection(PatchCollection(patches, zorder=2, **look))
+    for span in spans:
+        x, y, width, height = boxes[id(span)]
+        if span.label and height * lane_inches >= 0.16 and len(span.label) + 1 < letters * width / total:
+            ink = {"color": "white"} if span.kind == "compute" else {"color": INK, "path_effects": [HALO]}
+            ax.text(x + width / 2, y + height / 2, span.label, ha="center", va="center", zorder=3, **ink)
 
 
 def _draw_arrows(ax, spans, boxes):
@@ -146,20 +136,17 @@ def _draw_arrows(ax, spans, boxes):
     for span in sorted(spans, key=lambda span: span.end_s):
         if span.kind == "send":
             sends[span.rank, span.peer].append(span)
-        elif span.kind in ("recv", "add", "copy") and span.peer is not None:
+        elif span.kind != "wait":
             receipts[span.peer, span.rank, span.kind == "recv"].append(span)
     pairs = []
     for (src, dst), out in sends.items():
         taken = [receipts[src, dst, True], receipts[src, dst, False]]
         pairs += next((list(zip(out, into, strict=True)) for into in taken if len(into) == len(out)), [])
-    if not pairs or len(pairs) > _MAX_ARROWS:
-        return
-    for send, receipt in pairs:
-        (_, x0, _, y0, h0), (_, x1, w1, y1, h1) = boxes[id(send)], boxes[id(receipt)]
+    for send, receipt in pairs if len(pairs) <= _MAX_ARROWS else []:
+        (x0, y0, _, h0), (x1, y1, w1, h1) = boxes[id(send)], boxes[id(receipt)]
         down = y1 > y0  # lanes count downwards
-        start, end = (x0, y0 + h0 if down else y0), (x1 + w1, y1 if down else y1 + h1)
-        look = {"arrowstyle": "-|>", "mutation_scale": 8, "shrinkA": 0, "shrinkB": 0, "linewidth": 0.9, "color": INK}
-        ax.add_patch(FancyArrowPatch(start, end, zorder=4, **look))
+        start, end = (x0, y0 + h0 * down), (x1 + w1, y1 + h1 * (not down))
+        arrow(ax, start, end, mutation_scale=8, shrinkA=0, shrinkB=0, linewidth=0.9, zorder=4)
 
 
 def _draw_frame(ax, shown, total, unit):
@@ -170,8 +157,3 @@ def _draw_frame(ax, shown, total, unit):
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(False, axis="y")
-
-
-def _sample(kind, num_lanes):
-    hatch = _KINDS[kind][1] if num_lanes <= _ROOMY_LANES else ""
-    return Patch(facecolor=COLOURS[kind], hatch=hatch, edgecolor="white", linewidth=0)
