@@ -1,15 +1,13 @@
 """The devices of this machine: probe what is there, measure what it does, dispatch work to the fastest."""
 
-from .dispatch import Decision, Prediction, Work, dispatch, predict
+from .dispatch import Work, dispatch, predict
 from .measure import Measurement, measure
 from .probe import Device, cgroup_limits, probe, usable_cores
 from .report import machine_line, report
 
 __all__ = [
-    "Decision",
     "Device",
     "Measurement",
-    "Prediction",
     "Work",
     "cgroup_limits",
     "dispatch",

@@ -58,8 +58,8 @@ class Decision:
         return "\n".join([*lines, f"{self.device} finishes first"])
 
 
-def predict(work, measurement):
-    """The time of `work` (a `Work`) on a device with the speeds of `measurement`.
+def predict(work, m):
+    """The time of `work` (a `Work`) on a device with the speeds of the `Measurement` m.
 
         transfer = round_trip + bytes_in / to_device + bytes_out / from_device
         launch   = num_launches · launch
@@ -68,13 +68,9 @@ def predict(work, measurement):
     The three are added; a device that overlaps them is faster than this. Source: the roofline model, Williams et al.
     (2009), for compute. Lesson 07.
     """
-    m = measurement
-    return Prediction(
-        m.device,
-        transfer_s=m.round_trip_s + work.bytes_in / m.to_device_Bps + work.bytes_out / m.from_device_Bps,
-        launch_s=work.num_launches * m.launch_s,
-        compute_s=max(work.flops / m.flops_per_s, work.bytes_touched / m.memory_Bps),
-    )
+    transfer_s = m.round_trip_s + work.bytes_in / m.to_device_Bps + work.bytes_out / m.from_device_Bps
+    compute_s = max(work.flops / m.flops_per_s, work.bytes_touched / m.memory_Bps)
+    return Prediction(m.device, transfer_s, work.num_launches * m.launch_s, compute_s)
 
 
 def dispatch(work, measurements):

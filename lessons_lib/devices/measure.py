@@ -50,13 +50,8 @@ def measure(device="cpu", dtype=torch.float32):
         raise ValueError(f"device must be one of {', '.join(names)}, not {asked}")
     device = torch.device(name)
     launch_s = _launch_s(device)
-    return Measurement(
-        name,
-        _matmul_flops_per_s(device, dtype),
-        _memory_Bps(device),
-        launch_s,
-        *([] if device.type == "cpu" else _transfer_speeds(device, launch_s)),
-    )
+    transfers = _transfer_speeds(device, launch_s) if device.type != "cpu" else ()
+    return Measurement(name, _matmul_flops_per_s(device, dtype), _memory_Bps(device), launch_s, *transfers)
 
 
 def _matmul_flops_per_s(device, dtype, long_enough_s=4e-3):
@@ -64,7 +59,7 @@ def _matmul_flops_per_s(device, dtype, long_enough_s=4e-3):
     n, time_s = 128, 0.0
     while time_s < long_enough_s and n < 8192:
         n *= 2
-        a, b = (torch.randn(n, n, device=device, dtype=dtype) for _ in range(2))
+        a, b = torch.randn(2, n, n, device=device, dtype=dtype)
         time_s = _seconds(lambda a=a, b=b: a @ b, device, repeats=1)
     return 2 * n**3 / _seconds(lambda: a @ b, device)
 
@@ -86,12 +81,7 @@ def _transfer_speeds(device, launch_s):
 
 def _launch_s(device, count=200):
     x = torch.zeros(1, device=device)
-
-    def many():
-        for _ in range(count):
-            x.add_(1)
-
-    return _seconds(many, device) / count
+    return _seconds(lambda: [x.add_(1) for _ in range(count)], device) / count
 
 
 def _seconds(run, device, repeats=5):

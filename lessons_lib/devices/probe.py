@@ -3,6 +3,7 @@
 import math
 import os
 import platform
+import re
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -50,33 +51,25 @@ def cgroup_limits(root="/"):
 
     root: where the file system starts; another one in tests. The tightest of our group and those around it holds.
     """
-    root = Path(root)
     cores, memory = [], []
-    for version, controllers, group in _groups(root):
-        if version == 2:
-            quota, *period = _read(group / "cpu.max").split() or ["max"]
-            memory.append(_read(group / "memory.max"))
-        else:
-            quota = _read(group / "cpu.cfs_quota_us") if "cpu" in controllers else ""
-            period = [_read(group / "cpu.cfs_period_us")]
-            memory.append(_read(group / "memory.limit_in_bytes") if "memory" in controllers else "")
-        if quota.isdigit() and period and period[0].isdigit() and int(period[0]) > 0:
-            cores.append(int(quota) / int(period[0]))
+    for group in _groups(Path(root)):  # a file of the other version reads as ""
+        version_1 = " ".join(_read(group / f"cpu.cfs_{each}_us") for each in ("quota", "period"))
+        quota, _, period = (_read(group / "cpu.max") or version_1).partition(" ")
+        if quota.isdigit() and period.isdigit() and int(period) > 0:
+            cores.append(int(quota) / int(period))
+        memory += [_read(group / "memory.max"), _read(group / "memory.limit_in_bytes")]
     # version 1 says "no limit" with a number near 2⁶³
     limits = [int(text) for text in memory if text.isdigit() and int(text) < 2**60]
     return min(cores, default=None), min(limits, default=None)
 
 
 def _groups(root):
-    """(version, controllers, folder) of every control group we are in, and of those around it."""
+    """The folder of every control group we are in, and of those around it."""
     for line in _read(root / "proc/self/cgroup").splitlines():
-        number, controllers, path = line.split(":", 2)
-        mount = root / "sys/fs/cgroup"
-        if number != "0":
-            mount = mount / controllers
+        _, controllers, path = line.split(":", 2)  # version 2 names no controllers
         parts = [part for part in path.split("/") if part not in ("", "..")]
         for depth in range(len(parts) + 1):
-            yield 2 if number == "0" else 1, controllers.split(","), mount.joinpath(*parts[:depth])
+            yield (root / "sys/fs/cgroup" / controllers).joinpath(*parts[:depth])
 
 
 def _read(path):
@@ -93,14 +86,12 @@ def _usable_cores(root="/"):
 
 
 def _cpu():
-    model = [line for line in _read(Path("/proc/cpuinfo")).splitlines() if line.startswith("model name")]
-    description = model[0].split(":", 1)[1].strip() if model else platform.processor() or platform.machine()
-    memory_bytes = psutil.virtual_memory().total
-    _, limit = cgroup_limits()
+    model = re.search(r"^model name\s*: (.+)", _read(Path("/proc/cpuinfo")), re.MULTILINE)
+    memory_bytes, (_, limit) = psutil.virtual_memory().total, cgroup_limits()
     shared_memory = Path("/dev/shm")
     return Device(
         "cpu",
-        description,
+        model[1].strip() if model else platform.processor() or platform.machine(),
         memory_bytes,
         logical_cores=os.cpu_count(),
         physical_cores=psutil.cpu_count(logical=False),
@@ -114,15 +105,11 @@ def _accelerators():
     if not torch.accelerator.is_available():
         return []
     kind = torch.accelerator.current_accelerator().type
-    backend = torch.get_device_module(kind)
-    devices = []
+    backend, devices = torch.get_device_module(kind), []
     for index in range(torch.accelerator.device_count()):
-        description, memory_bytes = kind, None
-        if hasattr(backend, "get_device_properties"):
-            properties = backend.get_device_properties(index)
-            description = getattr(properties, "name", kind)
-            memory_bytes = getattr(properties, "total_memory", None)
-        elif hasattr(backend, "recommended_max_memory"):
+        properties = backend.get_device_properties(index) if hasattr(backend, "get_device_properties") else None
+        memory_bytes = getattr(properties, "total_memory", None)
+        if properties is None and hasattr(backend, "recommended_max_memory"):
             memory_bytes = backend.recommended_max_memory()
-        devices.append(Device(f"{kind}:{index}", description, memory_bytes))
+        devices.append(Device(f"{kind}:{index}", getattr(properties, "name", kind), memory_bytes))
     return devices

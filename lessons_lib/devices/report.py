@@ -14,7 +14,7 @@ def machine_line():
     limit = f" (limit {_gb(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
     counts = Counter(device.description for device in accelerators)
     names = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or "no accelerator"
-    return f"{_cores(cpu)}, {_gb(cpu.memory_bytes)} memory{limit}, {names}, torch {_torch_version()}"
+    return f"{_cores(cpu)}, {_gb(cpu.memory_bytes)} memory{limit}, {names}, torch {torch.__version__.partition('+')[0]}"
 
 
 def report(measurements=()):
@@ -23,14 +23,13 @@ def report(measurements=()):
     measurements: what `measure` returned, shown below.
     """
     cpu, *accelerators = probe()
-    build = torch.__version__.partition("+")[2]
     limit = f", of which the container may use {_gb(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
     lines = [
         ("system", f"{platform.system()}, Python {platform.python_version()}"),
-        ("torch", _torch_version() + (f", build {build}" if build else "")),
+        ("torch", torch.__version__.replace("+", ", build ")),
         ("cpu", f"{cpu.description}, {torch.backends.cpu.get_cpu_capability()}"),
         ("cores", f"{_cores(cpu)} ({cpu.physical_cores or 'unknown'} physical, {cpu.logical_cores} logical)"),
-        ("memory", f"{_gb(cpu.memory_bytes)}{limit}"),
+        ("memory", _gb(cpu.memory_bytes) + limit),
     ]
     if cpu.shared_memory_bytes is not None:
         lines.append(("shared memory", f"{_gb(cpu.shared_memory_bytes)} as a file system"))
@@ -42,19 +41,10 @@ def report(measurements=()):
     lines += [("measured", str(measurement)) for measurement in measurements]
     threads = _plural(max(1, usable_cores() // 4), "thread")
     lines.append(("lessons use", f"up to 4 ranks: processes on the CPU, {threads} each"))
-    lines.append(("transports", ", ".join(["shared_memory", *_torch_backends()])))
+    there = ("gloo", "nccl", "xccl", "mpi") if torch.distributed.is_available() else ()
+    backends = [f"torch ({b})" for b in there if getattr(torch.distributed, f"is_{b}_available")()]
+    lines.append(("transports", ", ".join(["shared_memory", *backends])))
     return "\n".join(f"{name:15}{text}" for name, text in lines)
-
-
-def _torch_backends():
-    if not torch.distributed.is_available():
-        return []
-    backends = ("gloo", "nccl", "xccl", "mpi")
-    return [f"torch ({b})" for b in backends if getattr(torch.distributed, f"is_{b}_available")()]
-
-
-def _torch_version():
-    return torch.__version__.partition("+")[0]
 
 
 def _cores(cpu):
