@@ -6,12 +6,11 @@ cell too.
 
 import html
 import time
-import traceback
 
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from .style import Picture, picture
+from .style import Picture
 
 _LIVE_S = 0.3  # a picture that is drawn faster follows the slider while it moves
 
@@ -45,11 +44,9 @@ class Control:
 
     def _drawn(self):
         drawn = self._draw(**self.values)
-        if isinstance(drawn, Figure):
-            drawn = picture(drawn)
-        if not isinstance(drawn, Picture):
+        if not isinstance(drawn, (Picture, Figure)):
             raise TypeError(f"draw must return a Picture or a matplotlib Figure, got {type(drawn).__name__}")
-        return drawn
+        return drawn if isinstance(drawn, Picture) else Picture(drawn)
 
     def _show(self):
         self.image.value = self.picture.png()
@@ -62,9 +59,7 @@ class Control:
             self.message.value = ""
         except Exception as error:
             values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
-            what = "".join(traceback.format_exception_only(error)).strip()
-            where = traceback.extract_tb(error.__traceback__)[-1]
-            text = f"{what}\nin {where.name}, line {where.lineno}, with {values}. Above: the picture before."
+            text = f"{type(error).__name__}: {error}\nwith {values}. Above: the picture before."
             style = "color:#B00020;white-space:pre-wrap"
             self.message.value = f'<pre role="alert" style="{style}">{html.escape(text)}</pre>'
 
@@ -107,15 +102,13 @@ def _widget(name, spec):
         low, high, step, start = spec
         if not (low <= start <= high and low < high and step > 0):
             raise ValueError(f"{name}={spec!r}: need low < high, step > 0 and low ≤ start ≤ high")
-        whole = all(isinstance(each, int) for each in spec)
         bounds = {"min": low, "max": high, "step": step, "value": start}
-        if whole:
+        if all(isinstance(each, int) for each in spec):
             return widgets.IntSlider(**bounds, **look)
         decimals = len(f"{step:.8f}".rstrip("0").partition(".")[2])
         return widgets.FloatSlider(**bounds, readout_format=f".{decimals}f", **look)
-    raise TypeError(
-        f"{name}={spec!r} is no input: give (low, high, step, start), a list of choices, a bool or a widget"
-    )
+    accepted = "(low, high, step, start), a list of choices, a bool or a widget"
+    raise TypeError(f"{name}={spec!r} is no input: give {accepted}")
 
 
 def _is_number(value):

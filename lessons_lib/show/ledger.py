@@ -36,10 +36,10 @@ def ledger(counts, title="", *, direction="sent", formula=None, guess=None):
             text, size = formulas[name]
             mark(ax, size / unit_bytes, text * (last or formulas is formula), linestyle=(0, (2, 2)))
         draw_guess(ax, guess and guess / unit_bytes, "y", unit, named=last)
-    for ax in axes.flat[len(bars) :]:
-        ax.set_visible(False)
     for ax in axes[:, 0]:
         ax.set_ylabel(f"{direction} ({unit})")
+    for ax in axes.flat[len(bars) :]:
+        ax.set_visible(False)
     title = title or f"Bytes {direction} by each rank"
     headline(fig, title)
     return picture(fig, f"{title}: {', '.join(map(str, bars))}" if "" not in bars else title)

@@ -121,7 +121,7 @@ def headline(fig, title):
 
 
 class Picture:
-    """A finished matplotlib Figure that displays itself as a PNG; in lessons `show.picture(fig)`.
+    """A finished matplotlib Figure that displays itself as a PNG.
 
     alt: what it shows, in a line (default: the titles in it); also the plain-text form, so it holds nothing that
     differs from machine to machine.
@@ -164,7 +164,7 @@ class Picture:
         return f"<Picture: {self.alt}>"
 
 
-picture = Picture
+picture = Picture  # how lessons spell it: `show.picture(fig)`
 
 
 def si(value, units):
