@@ -1,10 +1,8 @@
 """Start ranks from a cell or a script, and connect to the ranks that `torchrun` started (lesson 00)."""
 
-import multiprocessing
 import os
-import pickle
 import tempfile
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 
 import cloudpickle
@@ -17,7 +15,7 @@ from .collectives.memory import Block
 from .collectives.shared_memory import board_bytes
 from .collectives.verify import check_schedule
 from .devices import usable_cores
-from .processes import Ranks, context, start_method
+from .processes import Ranks, context, interrupts_put_off
 from .rank import Setup
 
 TRANSPORTS = ("shared_memory", "torch")
@@ -71,27 +69,24 @@ def launch(
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
     work = _pickled(fn, args, kwargs)
-    board = Block(board_bytes(world_size) if transport == "shared_memory" else 8)
-    package = Block(len(work))
-    package.view[: len(work)] = work
-    ranks = Ranks(world_size)
-    try:
-        with _meeting_place(board, transport) as place:
-            threads = max(1, usable_cores() // world_size)
-            options = (transport, algorithm, links, timeout_s, trace, threads)
-            ranks.start(Setup(world_size, *options, place, package.name, len(work)))
-            return Results(*ranks.results())
-    finally:
-        ranks.kill()
-        board.end()
-        package.end()
+    with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
+        board = Block(board_bytes(world_size) if transport == "shared_memory" else 8)
+        stack.callback(board.end)
+        package = Block(len(work))
+        stack.callback(package.end)
+        package.view[: len(work)] = work
+        place = stack.enter_context(_meeting_place(board, transport))
+        ranks = Ranks(world_size, timeout_s)
+        stack.callback(ranks.kill)
+        threads = max(1, usable_cores() // world_size)
+        options = (transport, algorithm, links, timeout_s, trace, threads, dict(os.environ))
+        ranks.start(Setup(world_size, *options, place, package.name, len(work)))
+        return Results(*ranks.results(let_interrupts_through))
 
 
 def warm_up():
     """Start, in the background, the server that ranks are forked from, so that the first `launch` is fast as well."""
-    if start_method() == "forkserver":
-        context()
-        multiprocessing.forkserver.ensure_running()
+    context()
 
 
 def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device=None):
@@ -149,7 +144,7 @@ def _check(fn, world_size, transport, algorithm, links, timeout_s):
 def _pickled(fn, args, kwargs):
     try:
         return cloudpickle.dumps((fn, args, kwargs))
-    except (pickle.PicklingError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         name = getattr(fn, "__name__", type(fn).__name__)
         raise TypeError(f"{name} and its arguments cannot be sent to other processes: {error}") from error
 

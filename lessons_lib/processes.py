@@ -1,16 +1,20 @@
 """The processes of a launch: starting them, listening to them, saying what went wrong, ending them."""
 
 import multiprocessing
+import os
 import pickle
 import signal
 import sys
 import threading
 import time
 import types
-from contextlib import contextmanager
-from multiprocessing import connection
+from contextlib import contextmanager, suppress
+from multiprocessing import connection, resource_tracker
+
+import psutil
 
 from .collectives import CollectiveMismatch, RankFailed, Trace
+from .prints import Texts
 from .rank import main
 
 # How long a failure waits for what the other ranks have to say about it, and texts for those of ranks before them.
@@ -23,12 +27,42 @@ def start_method():
 
 
 def context():
-    """The multiprocessing context of `start_method`, with what the server is to load."""
+    """The multiprocessing context of `start_method`; the server of ranks is on its way."""
     made = multiprocessing.get_context(start_method())
     if start_method() == "forkserver":
         # An optimiser of torch imports torch._dynamo in its first step, which takes seconds: here it is loaded once.
         made.set_forkserver_preload(["lessons_lib.rank", "torch._dynamo"])
+        # An interrupt meant for the launcher reaches its whole process group, and would end a server that is loading.
+        resource_tracker.ensure_running()  # which ends by letting interrupts in again
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            multiprocessing.forkserver.ensure_running()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
     return made
+
+
+@contextmanager
+def interrupts_put_off():
+    """Hold back interrupts (Ctrl-C, a kernel's stop button), so that none comes between starting and ending ranks.
+
+    Yields a function that lets those that came so far take effect.
+    """
+    before, noted = signal.getsignal(signal.SIGINT), []
+
+    def let_through():
+        while noted:
+            before(*noted.pop())
+
+    if threading.current_thread() is not threading.main_thread() or not callable(before):
+        yield let_through
+        return
+    signal.signal(signal.SIGINT, lambda *args: noted.append(args))
+    try:
+        yield let_through
+    finally:
+        signal.signal(signal.SIGINT, before)
+    let_through()
 
 
 _main_module_lock = threading.Lock()
@@ -47,12 +81,18 @@ def _main_module_hidden():
 
 
 class Ranks:
-    """The processes of one launch."""
+    """The processes of one launch.
 
-    def __init__(self, world_size):
-        self._world_size = world_size
+    Args:
+        world_size: how many.
+        timeout_s: how long a process may be stopped from outside before it counts as failed.
+    """
+
+    def __init__(self, world_size, timeout_s):
+        self._world_size, self._timeout_s = world_size, timeout_s
         self._processes, self._pipes = [], {}
         self._reports, self._texts = {}, Texts()
+        self._looked_s, self._stopped_s = time.monotonic(), {}
 
     def start(self, setup):
         """Start all ranks; `setup` is what each is told."""
@@ -66,7 +106,7 @@ class Ranks:
                 process.start()
                 sender.close()
 
-    def results(self):
+    def results(self, let_interrupts_through):
         """Wait for all ranks: (results, ledgers, the trace of all or None). Raises what went wrong."""
         failed_s = None
         while len(self._reports) < self._world_size:
@@ -74,7 +114,9 @@ class Ranks:
                 failed_s = time.monotonic()
             if failed_s is not None and time.monotonic() - failed_s > GRACE_S:
                 break
+            let_interrupts_through()
             self._listen()
+            self._look_for_stopped()
         self._texts.show()
         if len(self._reports) < self._world_size or any(kind != "result" for kind, _ in self._reports.values()):
             self._raise()
@@ -84,9 +126,12 @@ class Ranks:
         return results, list(ledgers), Trace.merged(traces) if any(traces) else None
 
     def kill(self):
-        """End every rank, whatever it is doing."""
+        """End every rank, whatever it is doing, and the processes that it has started."""
         started = [process for process in self._processes if process.pid is not None]
         for process in started:
+            if process.exitcode != 0 and hasattr(os, "killpg"):
+                with suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
             process.kill()
         for process in started:
             process.join()
@@ -94,19 +139,36 @@ class Ranks:
             pipe.close()
 
     def _listen(self):
-        open_pipes = [pipe for pipe, rank in self._pipes.items() if rank not in self._reports]
-        for pipe in connection.wait(open_pipes, timeout=ORDER_S):
-            rank = self._pipes[pipe]
-            try:
-                kind, data = pipe.recv()
-            except (EOFError, OSError):
-                self._reports[rank] = ("ended", None)
-                continue
-            if kind == "text":
-                self._texts.add(rank, data)
-            else:
-                self._reports[rank] = (kind, _unpickled(rank, data))
+        """Take in what ranks send. A rank has ended when its process has: others may have inherited its pipe."""
+        silent = {pipe: rank for pipe, rank in self._pipes.items() if rank not in self._reports}
+        ends = {self._processes[rank].sentinel: pipe for pipe, rank in silent.items()}
+        ready = connection.wait([*silent, *ends], timeout=ORDER_S)
+        for pipe in dict.fromkeys(ends.get(each, each) for each in ready):
+            self._take(silent[pipe], pipe)
         self._texts.show(older_than_s=ORDER_S)
+
+    def _take(self, rank, pipe):
+        try:
+            kind, data = pipe.recv() if pipe.poll() else ("ended", None)
+        except (EOFError, OSError):
+            kind, data = "ended", None
+        if kind == "text":
+            self._texts.add(rank, data)
+        else:
+            self._reports[rank] = (kind, data if kind == "ended" else _unpickled(rank, data))
+
+    def _look_for_stopped(self):
+        """A process that was stopped from outside says nothing, and nobody may be waiting for it."""
+        if time.monotonic() - self._looked_s < 0.5:
+            return
+        self._looked_s = time.monotonic()
+        for rank, process in enumerate(self._processes):
+            with suppress(psutil.Error):
+                if rank in self._reports or psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
+                    self._stopped_s.pop(rank, None)
+                elif self._looked_s - self._stopped_s.setdefault(rank, self._looked_s) > self._timeout_s:
+                    reason = f"rank {rank} did not answer within timeout_s={self._timeout_s:g} s: it is stopped"
+                    raise RankFailed(rank, reason)
 
     def _raise(self):
         """Raise the cause: a process that ended, an error of the function, a disagreement, or a wait in vain."""
@@ -115,73 +177,37 @@ class Ranks:
             if kind == "ended":
                 self._processes[rank].join(GRACE_S)
                 raise RankFailed(rank, f"rank {rank} {_how_it_ended(self._processes[rank].exitcode)}", trace=trace)
-        errors = [(rank, *data) for rank, (kind, data) in sorted(self._reports.items()) if kind == "error"]
-        for rank, error, details, _ in errors:
+        errors = {rank: data for rank, (kind, data) in sorted(self._reports.items()) if kind == "error"}
+        for rank, (error, details, _) in errors.items():
             if isinstance(error, str):
                 raise RankFailed(rank, f"rank {rank} {error}", details, trace)
-        mismatches = [error for _, error, _, _ in errors if isinstance(error, CollectiveMismatch)]
+        mismatches = [error for error, *_ in errors.values() if isinstance(error, CollectiveMismatch)]
         if mismatches:
             raise CollectiveMismatch({rank: call for error in mismatches for rank, call in error.calls.items()}, trace)
-        _, error, details, _ = errors[0]
-        raise RankFailed(error.rank, error.reason, details, trace)
+        waited_for = {rank: error.rank for rank, (error, *_) in errors.items()}
+        last, path = next(iter(waited_for)), []
+        while waited_for.get(last) in waited_for and last not in path:  # who waits for one that waits is not the cause
+            path.append(last)
+            last = waited_for[last]
+        error, details, _ = errors[last]
+        others = "".join(f"; {other.reason}" for rank, (other, *_) in errors.items() if rank != last)
+        raise RankFailed(error.rank, error.reason + others, details, trace)
 
 
 def _unpickled(rank, data):
     try:
         return pickle.loads(data)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise RankFailed(
             rank, f"what rank {rank} returned cannot be read here: {type(error).__name__}: {error}"
         ) from error
 
 
 def _how_it_ended(exitcode):
-    if exitcode is not None and exitcode < 0:
-        name = signal.Signals(-exitcode).name
+    if exitcode is None:
+        return "closed its pipe to the launcher before its function returned"
+    if exitcode < 0:
+        name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
         hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
         return f"was killed by {name}{hint}"
     return f"ended with exit code {exitcode} before its function returned"
-
-
-class Texts:
-    """What ranks print: shown live, whole lines, each with its rank; lines of the same moment in rank order."""
-
-    def __init__(self):
-        self._held, self._since_s, self._unfinished = [], 0.0, {}
-
-    def add(self, rank, texts):
-        if not self._held:
-            self._since_s = time.monotonic()
-        self._held += [(rank, stream, text) for stream, text in texts]
-
-    def show(self, older_than_s=None):
-        """Show what is held, if it has been held for `older_than_s`; without that, all of it, and end its lines."""
-        if older_than_s is not None and (not self._held or time.monotonic() - self._since_s < older_than_s):
-            return
-        for rank, stream, text in sorted(self._held, key=lambda held: held[0]):
-            text = self._unfinished.pop((rank, stream), "") + text
-            *lines, rest = text.split("\n")
-            self._write(stream, "".join(f"{_labelled(rank, line)}\n" for line in lines))
-            if "\r" in rest:
-                self._write(stream, _labelled(rank, rest))
-            elif rest:
-                self._unfinished[rank, stream] = rest
-        self._held = []
-        if older_than_s is None:
-            for (rank, stream), rest in sorted(self._unfinished.items()):
-                self._write(stream, f"{_labelled(rank, rest)}\n")
-            self._unfinished = {}
-
-    @staticmethod
-    def _write(stream, text):
-        if text:
-            getattr(sys, stream).write(text)
-            getattr(sys, stream).flush()
-
-
-def _labelled(rank, line):
-    """`line` with its rank before it; of a line that was written over (a progress bar), what is seen of it."""
-    if "\r" not in line:
-        return f"[rank {rank}] {line}"
-    seen = line.rpartition("\r")[2]
-    return f"\r[rank {rank}] {seen}" if seen.strip() else "\r" + " " * 100 + "\r"

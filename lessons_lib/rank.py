@@ -6,8 +6,8 @@ import pickle
 import signal
 import sys
 import threading
-import time
 import traceback
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from multiprocessing import connection, parent_process
@@ -26,6 +26,7 @@ from .collectives import (
     TorchTransport,
 )
 from .collectives.memory import Block
+from .prints import Outbox, streams
 
 START_TIMEOUT_S = 120.0
 
@@ -41,6 +42,7 @@ class Setup:
     timeout_s: float
     trace: bool
     num_threads: int
+    environment: dict
     meeting_place: str
     work_name: str
     work_bytes: int
@@ -49,10 +51,13 @@ class Setup:
 def main(rank, setup, pipe):
     """The target of a rank's process. Everything it has to say goes through `pipe`, last its "result" or "error"."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()  # a group of its own, so that what the rank starts can be ended with it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.num_threads)
+    os.environ.update(setup.environment)
     outbox = Outbox(pipe)
-    sys.stdout, sys.stderr = RankStream(outbox, "stdout"), RankStream(outbox, "stderr")
+    sys.stdout, sys.stderr = streams(outbox)
     comm = None
     try:
         comm = _make_communicator(rank, setup)
@@ -62,11 +67,13 @@ def main(rank, setup, pipe):
         comm.close()
         outbox.send("result", _result(result, comm))
     except BaseException as error:
-        outbox.send("error", _packed((_without_pickling_trouble(error), _traceback(error), comm and comm.trace)))
+        outbox.send("error", _failure(error, comm and comm.trace))
 
 
 def _end_with_parent():
     connection.wait([parent_process().sentinel])
+    if hasattr(os, "killpg"):
+        os.killpg(os.getpid(), signal.SIGKILL)
     os._exit(1)
 
 
@@ -115,13 +122,26 @@ def _packed(value):
     return file.getvalue()
 
 
-def _without_pickling_trouble(error):
-    """The error itself where the parent needs its parts, else its type and text: any exception can be told about."""
-    if isinstance(error, (RankFailed, CollectiveMismatch)):
-        return error
-    if isinstance(error, SystemExit):
-        return f"called sys.exit({error.code!r})"
-    return f"raised {type(error).__name__}: {error}"
+def _failure(error, trace):
+    """What the launcher is told about `error`: itself where its parts are needed, else its type and text.
+
+    That is so for errors of this rank's own waits; those of a launch inside the rank have a trace, and other ranks.
+    """
+    details = _traceback(error)
+    if isinstance(error, (RankFailed, CollectiveMismatch)) and error.trace is None:
+        with suppress(Exception):
+            return _packed((error, details, trace))
+    return _packed((_in_words(error), details, trace))
+
+
+def _in_words(error):
+    name = type(error).__name__
+    try:
+        if isinstance(error, SystemExit):
+            return f"called sys.exit({error.code!r})"
+        return f"raised {name}: {error}"
+    except Exception as other:
+        return f"raised {name}, whose text cannot be had: {type(other).__name__}"
 
 
 def _traceback(error):
@@ -130,55 +150,3 @@ def _traceback(error):
     while frames is not None and frames.tb_frame.f_code.co_filename == __file__:
         frames = frames.tb_next
     return "".join(traceback.format_exception(type(error), error, frames))
-
-
-class Outbox:
-    """Sends (kind, data) to the launcher; text that comes fast is sent in bundles, late by 20 ms at most."""
-
-    def __init__(self, pipe):
-        self._pipe, self._lock = pipe, threading.Lock()
-        self._texts, self._wake, self._sent_s = [], threading.Event(), 0.0
-        threading.Thread(target=self._flush_often, daemon=True).start()
-
-    def send(self, kind, data):
-        with self._lock:
-            self._flush()
-            self._pipe.send((kind, data))
-
-    def write(self, stream, text):
-        with self._lock:
-            self._texts.append((stream, text))
-            if time.monotonic() - self._sent_s > 0.02:
-                self._flush()
-            else:
-                self._wake.set()
-
-    def _flush(self):
-        if self._texts:
-            self._pipe.send(("text", self._texts))
-            self._texts, self._sent_s = [], time.monotonic()
-
-    def _flush_often(self):
-        while True:
-            self._wake.wait()
-            time.sleep(0.02)
-            self._wake.clear()
-            with self._lock:
-                self._flush()
-
-
-class RankStream(io.TextIOBase):
-    """A rank's stdout or stderr."""
-
-    encoding = "utf-8"
-
-    def __init__(self, outbox, stream):
-        self._outbox, self._stream = outbox, stream
-
-    def writable(self):
-        return True
-
-    def write(self, text):
-        if text:
-            self._outbox.write(self._stream, text)
-        return len(text)

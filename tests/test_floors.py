@@ -12,7 +12,7 @@ FLOORS = {
     **dict.fromkeys(("optim", "losses", "models", "data", "devices", "autograd"), 0),
     "collectives": 1,
     "parallel": 2,
-    **dict.fromkeys(("launch", "processes", "rank", "train", "bench", "__main__"), 3),
+    **dict.fromkeys(("launch", "processes", "rank", "prints", "train", "bench", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }
 APART = [("show", "exercises")]  # on one floor, but neither may know the other
