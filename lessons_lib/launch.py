@@ -4,6 +4,7 @@ import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from numbers import Integral
 
 import cloudpickle
 import torch
@@ -19,6 +20,7 @@ from .processes import Ranks, context, interrupts_put_off
 from .rank import Setup
 
 TRANSPORTS = ("shared_memory", "torch")
+LONGEST_S = 1e6  # eleven days; clocks that count nanoseconds run over far beyond that
 
 
 class Results(list):
@@ -68,6 +70,7 @@ def launch(
     No process, shared memory or file is left behind, however it ends.
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
+    world_size = int(world_size)
     work = _pickled(fn, args, kwargs)
     with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
         board = Block(board_bytes(world_size) if transport == "shared_memory" else 8)
@@ -124,12 +127,12 @@ def _check(fn, world_size, transport, algorithm, links, timeout_s):
         raise TypeError(
             f"fn is a {type(fn).__name__}: a function of a communicator is needed, launch(fn, world_size=4)"
         )
-    if not isinstance(world_size, int) or isinstance(world_size, bool) or not 1 <= world_size <= 128:
+    if not isinstance(world_size, Integral) or isinstance(world_size, bool) or not 1 <= world_size <= 128:
         raise ValueError(f"world_size={world_size!r}: a whole number from 1 to 128 is accepted")
     if transport not in TRANSPORTS:
         raise ValueError(f"transport={transport!r}: one of {', '.join(TRANSPORTS)} is accepted")
-    if not isinstance(timeout_s, (int, float)) or not timeout_s > 0:
-        raise ValueError(f"timeout_s={timeout_s!r}: a number of seconds above 0 is needed")
+    if not isinstance(timeout_s, (int, float)) or not 0 < timeout_s <= LONGEST_S:
+        raise ValueError(f"timeout_s={timeout_s!r}: a number of seconds above 0 is needed, {LONGEST_S:g} at most")
     if links is not None and not isinstance(links, Links):
         raise TypeError(f"links is a {type(links).__name__}: a Links is needed, such as Links(latency_s=1e-3)")
     check_algorithm(algorithm)

@@ -1,13 +1,15 @@
-"""Operations that go on while the rank does something else: one thread, one after another, in the order called."""
+"""Operations one after another, also those that go on while the rank does something else: in the order called."""
 
 from concurrent.futures import ThreadPoolExecutor
+from threading import Lock
 
 
 class Background:
-    """Runs operations in a thread that starts with the first of them."""
+    """Runs operations in a thread that starts with the first of them, and keeps all others apart."""
 
     def __init__(self):
         self._thread, self._pending = None, []
+        self._free, self.is_closed = Lock(), False
 
     def start(self, operation):
         """Begin `operation()` when those before it have ended; a handle to wait for it."""
@@ -23,9 +25,21 @@ class Background:
         for work in pending:
             work.wait()
 
+    def alone(self, operation, *args):
+        """Do `operation(*args)`, and nothing beside it: messages of two threads would get mixed up."""
+        if not self._free.acquire(blocking=False):
+            reason = "is closed" if self.is_closed else "is busy in another thread: use async_op=True"
+            raise RuntimeError(f"the communicator {reason}")
+        try:
+            return operation(*args)
+        finally:
+            self._free.release()
+
     def close(self):
+        """Nothing may follow."""
         if self._thread is not None:
             self._thread.shutdown()
+        self.is_closed = self._free.acquire(blocking=False)
 
 
 class Work:

@@ -1,28 +1,22 @@
 """What a rank holds: who it is, and the operations it shares with the others."""
 
 from contextlib import nullcontext
+from functools import partial
 
 import torch
-import torch.distributed as dist
 
 from .background import Background
+from .check import check_buffer, check_op, check_part, check_peer, check_tensor
 from .choose import all_reduce_schedule, broadcast_schedule, check_algorithm
 from .errors import CollectiveMismatch, RankFailed
-from .execute import REDUCE, run
-from .plan import make_plan
+from .execute import run
+from .plan import Plans
 from .ring import ring_all_gather, ring_reduce_scatter
-from .schedule import Schedule, chunk_bounds
+from .schedule import Schedule
 from .torch_transport import TorchTransport
 from .trace import Ledger, Trace, now_s
-from .transport import describe
+from .transport import brief, describe
 from .verify import check_schedule
-
-TORCH_OPS = {
-    "sum": dist.ReduceOp.SUM,
-    "mean": dist.ReduceOp.SUM,
-    "max": dist.ReduceOp.MAX,
-    "min": dist.ReduceOp.MIN,
-}
 
 
 class Communicator:
@@ -51,8 +45,7 @@ class Communicator:
         self.rank, self.world_size = transport.rank, transport.world_size
         self.ledger = Ledger()
         self.trace = transport.trace = Trace(source=transport.source) if trace else None
-        self._plans, self._verified = {}, []
-        self._background = Background()
+        self._plans, self._background = Plans(self.rank, self.world_size), Background()
 
     def __repr__(self):
         return f"Communicator(rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
@@ -70,13 +63,13 @@ class Communicator:
             CollectiveMismatch: the other receives another shape or dtype, or the ranks wait for each other.
         """
         self._begin("send", tensor, dst=dst)
-        self._meet(self.transport.send, tensor.detach().contiguous(), dst)
+        self._meet(self.transport.send, _dense(tensor), dst)
         self.ledger.sent(tensor.nbytes)
 
     def recv(self, tensor, src):
         """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
         self._begin("recv", tensor, src=src)
-        target = tensor.detach().contiguous()
+        target = _dense(tensor)
         wait_s, ready_s = self._meet(self.transport.recv, target, src)
         if self.trace is not None:
             self.trace.meeting(self.rank, src, tensor.nbytes, wait_s, ready_s)
@@ -87,7 +80,7 @@ class Communicator:
         """When this rank came, and when the other one had; a wait in vain is recorded, for timelines of deadlocks."""
         start_s = now_s()
         try:
-            return start_s, send_or_recv(tensor, peer)
+            return start_s, self._background.alone(send_or_recv, tensor, peer)
         except (RankFailed, CollectiveMismatch):
             if self.trace is not None:
                 what = "send to" if send_or_recv == self.transport.send else "recv from"
@@ -103,12 +96,11 @@ class Communicator:
         """
         call = self._begin("broadcast", tensor, src=src)
         if self.algorithm == "torch":
-            return self._torch(
-                tensor,
-                lambda flat: dist.broadcast(flat, self.transport.global_rank(src), self.transport.group),
-            )
-        name = self.algorithm if isinstance(self.algorithm, str) else "auto"
-        return self._run(f"{call}, src={src})", broadcast_schedule(name, self.world_size, src), tensor)
+            schedule = partial(self.transport.broadcast, src=src)
+        else:
+            name = self.algorithm if isinstance(self.algorithm, str) else "auto"
+            schedule = broadcast_schedule(name, self.world_size, src)
+        self._run(f"{call}, src={src})", schedule, tensor)
 
     def all_reduce(self, tensor, op="sum", async_op=False):
         """Combine `tensor` over all ranks and leave the result in everybody's, in place.
@@ -120,29 +112,22 @@ class Communicator:
 
         Communication: see the algorithm; 2(N-1)/N of the payload a rank for ring, direct and halving-doubling.
         """
-        if op not in REDUCE:
-            raise ValueError(f"op={op!r}: one of {', '.join(REDUCE)} is accepted")
-        if (
-            op == "mean"
-            and isinstance(tensor, torch.Tensor)
-            and not (tensor.is_floating_point() or tensor.is_complex())
-        ):
-            raise ValueError(f"op='mean' of dtype {tensor.dtype}: a floating-point tensor is needed")
+        check_tensor("all_reduce", tensor)
+        check_op(op, tensor)
         if async_op:
-            return self._background.start(lambda: self._all_reduce(tensor, op))
-        return self._all_reduce(tensor, op, self._begin("all_reduce", tensor))
+            return self._background.start(lambda: self._all_reduce(tensor, op, wait=False))
+        return self._all_reduce(tensor, op)
 
-    def _all_reduce(self, tensor, op, call=None):
-        call = call or self._begin("all_reduce", tensor, wait=False)
-        if self.algorithm == "torch":
-            self._torch(tensor, lambda flat: dist.all_reduce(flat, TORCH_OPS[op], self.transport.group))
+    def _all_reduce(self, tensor, op, wait=True):
+        call = self._begin("all_reduce", tensor, wait)
+        schedule, name = self.algorithm, "torch"
+        if schedule == "torch":
+            schedule = partial(self.transport.all_reduce, op=op)
         else:
-            schedule = self.algorithm
             if isinstance(schedule, str):
                 schedule = all_reduce_schedule(schedule, self.world_size, tensor.nbytes)
-            self._run(f"{call}, {op}, {schedule.name})", schedule, tensor, op)
-        if op == "mean":
-            tensor.detach().div_(self.world_size)
+            name = brief(schedule.name)
+        self._run(f"{call}, {op}, {name})", schedule, tensor, op)
 
     def reduce_scatter(self, output, input, op="sum"):
         """Add up `input` over all ranks; rank r keeps chunk r of the flattened sum in `output`.
@@ -154,12 +139,11 @@ class Communicator:
         Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
         """
         call = self._begin("reduce_scatter", input)
-        start, stop = self._own_chunk("output", output, input.numel())
+        check_op(op, input)
+        start, stop = check_part("reduce_scatter", "output", output, input, self.rank, self.world_size)
         flat = input.detach().reshape(-1).clone()
         self._run(f"{call}, {op})", ring_reduce_scatter(self.world_size), flat, op)
         output.detach().copy_(flat[start:stop].view_as(output))
-        if op == "mean":
-            output.detach().div_(self.world_size)
 
     def all_gather(self, output, input):
         """Put everybody's `input` one after the other into everybody's `output`; rank r's becomes chunk r.
@@ -171,8 +155,8 @@ class Communicator:
         Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
         """
         call = self._begin("all_gather", output)
-        start, stop = self._own_chunk("input", input, output.numel())
-        flat = output.detach().contiguous().view(-1)
+        start, stop = check_part("all_gather", "input", input, output, self.rank, self.world_size)
+        flat = _dense(output).view(-1)
         flat[start:stop] = input.detach().reshape(-1)
         self._run(f"{call})", ring_all_gather(self.world_size), flat)
         _copy_back(output, flat.view_as(output))
@@ -180,17 +164,16 @@ class Communicator:
     def run(self, schedule, tensor, op="sum"):
         """Execute any `Schedule` on `tensor`, in place. It is verified first: `InvalidSchedule` if it is wrong."""
         call = self._begin("run", tensor)
+        check_op(op, tensor)
         if not isinstance(schedule, Schedule):
             raise TypeError(f"run was given a {type(schedule).__name__}: a Schedule is needed")
-        if schedule not in self._verified:
-            check_schedule(schedule, self.world_size)
-            self._verified.append(schedule)
-        self._run(f"{call}, {op}, {schedule.name})", schedule, tensor, op)
+        schedule, number = self._plans.checked(schedule)
+        self._run(f"{call}, {op}, {brief(schedule.name)} {number:08x})", schedule, tensor, op)
 
     def barrier(self):
         """Wait until every rank has come here."""
         self._background.settle()
-        self.transport.agree("barrier()")
+        self._background.alone(self.transport.agree, "barrier()")
         self.ledger.call("barrier")
 
     # --- memory and time ---------------------------------------------------------------------------------------------
@@ -200,10 +183,9 @@ class Communicator:
 
         It lives as long as the communicator.
         """
-        if not isinstance(numel, int) or numel < 0:
-            raise ValueError(f"numel={numel!r}: a whole number of 0 or more is needed")
+        check_buffer(numel, dtype)
         self._background.settle()
-        return self.transport.buffer(numel, dtype)
+        return self._background.alone(self.transport.buffer, int(numel), dtype)
 
     def compute(self, label="compute"):
         """A context that records a compute span under `label` when this launch is traced."""
@@ -211,10 +193,11 @@ class Communicator:
 
     def close(self):
         """Wait for the others to end too, then let go of memory and sockets. `launch` calls it."""
-        self._background.settle()
-        self.transport.agree("return from the function")
-        self._background.close()
-        self.transport.close()
+        if not self._background.is_closed:
+            self._background.settle()
+            self._background.alone(self.transport.agree, "return from the function")
+            self._background.close()
+            self.transport.close()
 
     def __enter__(self):
         return self
@@ -227,43 +210,31 @@ class Communicator:
 
     def _begin(self, name, tensor, wait=True, **peers):
         """Check the arguments, wait for what is pending, count the call; its beginning in words."""
-        if not isinstance(tensor, torch.Tensor):
-            raise TypeError(f"{name} was given a {type(tensor).__name__}: a torch.Tensor is needed")
+        check_tensor(name, tensor)
         for argument, peer in peers.items():
-            if not isinstance(peer, int) or not 0 <= peer < self.world_size:
-                raise ValueError(f"{name}: {argument}={peer!r}: a rank from 0 to {self.world_size - 1} is accepted")
-            if peer == self.rank and name in ("send", "recv"):
-                raise ValueError(f"{name}: {argument}={peer} is this rank itself: another rank is needed")
+            check_peer(name, argument, peer, self.rank, self.world_size)
         if wait:
             self._background.settle()
         self.ledger.call(name)
         return f"{name}({describe(tensor)}"
 
-    def _own_chunk(self, argument, tensor, numel):
-        start, stop = chunk_bounds(numel, self.world_size)[self.rank]
-        if tensor.numel() != stop - start:
-            raise ValueError(
-                f"{argument} has {tensor.numel()} elements: rank {self.rank}'s chunk of {numel} elements over "
-                f"{self.world_size} ranks has {stop - start}"
-            )
-        return start, stop
-
     def _run(self, call, schedule, tensor, op="sum"):
-        flat = tensor.detach().contiguous().view(-1)
-        run(call, self._plan(schedule, flat.numel()), flat, self.transport, self.ledger, op)
+        """Do a `Schedule`, or a function of (call, flat) that the transport has for the whole of it, in place."""
+        flat = _dense(tensor).view(-1)
+        if isinstance(schedule, Schedule):
+            self._background.alone(
+                run, call, self._plans.of(schedule, flat.numel()), flat, self.transport, self.ledger, op
+            )
+        else:
+            self._background.alone(schedule, call, flat)
+        if op == "mean":
+            flat.div_(self.world_size)
         _copy_back(tensor, flat.view_as(tensor))
 
-    def _plan(self, schedule, numel):
-        # The schedule is kept beside its plan, so that its id stays its own.
-        key = id(schedule), numel
-        if key not in self._plans:
-            self._plans[key] = make_plan(schedule, self.rank, numel), schedule
-        return self._plans[key][0]
 
-    def _torch(self, tensor, collective):
-        flat = tensor.detach().contiguous()
-        collective(flat)
-        _copy_back(tensor, flat)
+def _dense(tensor):
+    """`tensor` in one piece, as it lies in memory: itself where it does, else a copy."""
+    return tensor.detach().contiguous().resolve_conj().resolve_neg()
 
 
 def _copy_back(tensor, contiguous):

@@ -1,9 +1,11 @@
 """One rank's part in a schedule: what it gives, what it takes and whom it has to wait for, round by round."""
 
+import zlib
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from .schedule import chunk_bounds, transfers
+from .verify import check_schedule
 
 
 class Part(NamedTuple):
@@ -47,6 +49,30 @@ class Plan:
     steps: list
     readers: dict
     peers: list
+
+
+class Plans:
+    """One rank's plans of the schedules that it runs, each made once."""
+
+    def __init__(self, rank, world_size):
+        self._rank, self._world_size = rank, world_size
+        self._plans, self._checked = {}, []
+
+    def of(self, schedule, numel):
+        # The schedule is kept beside its plan, so that its id stays its own.
+        key = id(schedule), numel
+        if key not in self._plans:
+            self._plans[key] = make_plan(schedule, self._rank, numel), schedule
+        return self._plans[key][0]
+
+    def checked(self, schedule):
+        """The schedule, verified, and a number that tells it from others of its name."""
+        for known in self._checked:
+            if known[0] == schedule:
+                return known
+        check_schedule(schedule, self._world_size)
+        self._checked.append((schedule, zlib.crc32(repr(schedule).encode())))
+        return self._checked[-1]
 
 
 def make_plan(schedule, rank, numel):

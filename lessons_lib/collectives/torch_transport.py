@@ -13,6 +13,8 @@ from .errors import CollectiveMismatch, RankFailed
 from .trace import now_s
 from .transport import Transport, describe
 
+ReduceOp = dist.ReduceOp
+TORCH_OPS = {"sum": ReduceOp.SUM, "mean": ReduceOp.SUM, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
 HEADER_BYTES = 256
 SEGMENT_BYTES = 1 << 20
 
@@ -42,8 +44,9 @@ class TorchTransport(Transport):
 
     def _failed(self, peer, error):
         reason = (
-            f"rank {peer} did not answer within timeout_s={self._timeout.total_seconds():g} s, or its connection "
-            f"broke: rank {self.rank} was waiting for it in {self._doing} ({str(error).splitlines()[0]})"
+            f"{'a rank' if peer is None else f'rank {peer}'} did not answer within "
+            f"timeout_s={self._timeout.total_seconds():g} s, or its connection broke: rank {self.rank} was waiting "
+            f"for it in {self._doing} ({str(error).splitlines()[0].rpartition('] ')[2]})"
         )
         return RankFailed(peer, reason)
 
@@ -59,7 +62,7 @@ class TorchTransport(Transport):
 
     def send_header(self, call, dst):
         data = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
-        text = call.encode()[:HEADER_BYTES]
+        text = call.encode()
         data[: len(text)] = torch.frombuffer(bytearray(text), dtype=torch.uint8)
         data = data.to(self._header_device)
         return self.post(dist.isend, data, dst), data
@@ -70,7 +73,7 @@ class TorchTransport(Transport):
         self._doing = call
         self.wait(self.post(dist.irecv, data, src), src)
         theirs = bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
-        if theirs != (expected or call)[:HEADER_BYTES]:
+        if theirs != (expected or call):
             raise CollectiveMismatch({self.rank: call, src: theirs})
 
     def agree(self, call, note=""):
@@ -130,11 +133,26 @@ class TorchTransport(Transport):
     # --- schedules ---------------------------------------------------------------------------------------------------
 
     def buffer(self, numel, dtype):
+        self.agree(f"buffer({numel}, {dtype})")
         return torch.zeros(numel, dtype=dtype)
 
     def window(self, call, plan, flat, reduce):
         self.meet(call, plan.peers)
         return Window(self, flat, reduce)
+
+    # --- whole collectives, left to torch ----------------------------------------------------------------------------
+
+    def all_reduce(self, call, flat, op):
+        self._whole(call, dist.all_reduce, flat, TORCH_OPS[op])
+
+    def broadcast(self, call, flat, src):
+        self._whole(call, dist.broadcast, flat, self.global_rank(src))
+
+    def _whole(self, call, collective, *args):
+        self.agree(call)
+        self._doing = call
+        self.wait(collective(*args, self.group, async_op=True), None)
+        self.idle()
 
     def close(self):
         if self._own_group:

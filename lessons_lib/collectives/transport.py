@@ -1,6 +1,7 @@
 """The seam between algorithms and wires: what a transport can do (DESIGN: Transport)."""
 
 import time
+import zlib
 
 from .trace import now_s
 
@@ -73,4 +74,14 @@ class EmulatedWire:
 
 def describe(tensor):
     """A tensor in words, for agreement and errors."""
-    return f"{str(tensor.dtype).removeprefix('torch.')}, shape {tuple(tensor.shape)}"
+    return brief(f"{str(tensor.dtype).removeprefix('torch.')}, shape {tuple(tensor.shape)}")
+
+
+def brief(text, limit=100):
+    """`text` on one line of at most `limit` bytes; what was cut off still counts, as a checksum."""
+    if len(text) <= limit and text.isascii() and text.isprintable():
+        return text
+    data = " ".join(text.split()).encode(errors="replace")
+    if len(data) <= limit:
+        return data.decode()
+    return data[: limit - 12].decode(errors="ignore") + f"... {zlib.crc32(data):08x}"

@@ -1,0 +1,50 @@
+"""What a communicator's operations accept, and what they say otherwise."""
+
+from numbers import Integral
+
+import torch
+
+from .schedule import chunk_bounds
+
+OPS = ("sum", "mean", "max", "min")
+
+
+def check_tensor(name, tensor):
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+        kind = f"{tensor.layout} tensor" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+        raise TypeError(f"{name} was given a {kind}: a dense torch.Tensor is needed")
+
+
+def check_peer(name, argument, peer, rank, world_size):
+    if not isinstance(peer, Integral) or not 0 <= peer < world_size:
+        raise ValueError(f"{name}: {argument}={peer!r}: a rank from 0 to {world_size - 1} is accepted")
+    if peer == rank and name in ("send", "recv"):
+        raise ValueError(f"{name}: {argument}={peer} is this rank itself: another rank is needed")
+
+
+def check_op(op, tensor):
+    if op not in OPS:
+        raise ValueError(f"op={op!r}: one of {', '.join(OPS)} is accepted")
+    if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
+        raise ValueError(f"op='mean' of dtype {tensor.dtype}: a floating-point tensor is needed")
+
+
+def check_part(name, argument, part, whole, rank, world_size):
+    """Raise unless `part` can hold rank's chunk of `whole`; (start, stop) of that chunk."""
+    check_tensor(f"{name}: {argument}", part)
+    start, stop = chunk_bounds(whole.numel(), world_size)[rank]
+    if part.numel() != stop - start:
+        raise ValueError(
+            f"{argument} has {part.numel()} elements: rank {rank}'s chunk of {whole.numel()} elements over "
+            f"{world_size} ranks has {stop - start}"
+        )
+    if part.dtype != whole.dtype:
+        raise ValueError(f"{argument} is {part.dtype}, the other tensor {whole.dtype}: the same dtype is needed")
+    return start, stop
+
+
+def check_buffer(numel, dtype):
+    if not isinstance(numel, Integral) or isinstance(numel, bool) or numel < 0:
+        raise ValueError(f"numel={numel!r}: a whole number of 0 or more is needed")
+    if not isinstance(dtype, torch.dtype):
+        raise TypeError(f"dtype={dtype!r}: a torch.dtype is needed, such as torch.float32")
