@@ -29,7 +29,7 @@ class CollectiveMismatch(RuntimeError):
 
     def __init__(self, calls, trace=None):
         super().__init__(calls, trace)
-        self.calls, self.trace = calls, trace
+        self.calls, self.trace = dict(calls), trace
 
     def __str__(self):
         return "the ranks disagree: " + "; ".join(f"rank {r}: {call}" for r, call in sorted(self.calls.items()))
