@@ -7,12 +7,17 @@ import torch
 from .schedule import chunk_bounds
 
 OPS = ("sum", "mean", "max", "min")
+READ_ONLY = ("send", "reduce_scatter", "all_gather: input")  # whose tensors are left as they are
 
 
 def check_tensor(name, tensor):
-    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-        kind = f"{tensor.layout} tensor" if isinstance(tensor, torch.Tensor) else type(tensor).__name__
+    if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided or tensor.is_meta:
+        is_tensor = isinstance(tensor, torch.Tensor)
+        kind = f"{'meta' if tensor.is_meta else tensor.layout} tensor" if is_tensor else type(tensor).__name__
         raise TypeError(f"{name} was given a {kind}: a dense torch.Tensor is needed")
+    is_expanded = any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    if is_expanded and name not in READ_ONLY:
+        raise ValueError(f"{name} was given an expanded tensor, whose elements share memory: use tensor.clone()")
 
 
 def check_peer(name, argument, peer, rank, world_size):
