@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 
 from .collectives import Communicator, InvalidSchedule, Links, Schedule, TorchTransport, memory
+from .collectives.check import check_memory
 from .collectives.choose import check_algorithm
 from .collectives.memory import Block
 from .collectives.shared_memory import board_bytes
@@ -66,12 +67,14 @@ def launch(
         RankFailed: a rank raised, exited, was killed, or was waited for longer than timeout_s.
         CollectiveMismatch: the ranks disagree on what they do together.
         TypeError, ValueError: bad arguments.
+        MemoryError: a copy of the arguments for every rank does not fit into memory.
 
     No process, shared memory or file is left behind, however it ends.
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
     world_size = int(world_size)
     work = _pickled(fn, args, kwargs)
+    check_memory("fn with its arguments", world_size, len(work))
     with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
         board = Block(board_bytes(world_size) if transport == "shared_memory" else 8)
         stack.callback(board.end)

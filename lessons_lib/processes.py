@@ -14,6 +14,7 @@ from multiprocessing import connection, resource_tracker
 import psutil
 
 from .collectives import CollectiveMismatch, RankFailed, Trace
+from .devices import cgroup_limits, gigabytes, out_of_memory_kills
 from .prints import Texts
 from .rank import main
 
@@ -93,6 +94,7 @@ class Ranks:
         self._processes, self._pipes = [], {}
         self._reports, self._texts = {}, Texts()
         self._looked_s, self._stopped_s = time.monotonic(), {}
+        self._kills_before = out_of_memory_kills()
 
     def start(self, setup):
         """Start all ranks; `setup` is what each is told."""
@@ -176,7 +178,8 @@ class Ranks:
         for rank, (kind, _) in sorted(self._reports.items()):
             if kind == "ended":
                 self._processes[rank].join(GRACE_S)
-                raise RankFailed(rank, f"rank {rank} {_how_it_ended(self._processes[rank].exitcode)}", trace=trace)
+                how = _how_it_ended(self._processes[rank].exitcode, self._kills_before)
+                raise RankFailed(rank, f"rank {rank} {how}", trace=trace)
         errors = {rank: data for rank, (kind, data) in sorted(self._reports.items()) if kind == "error"}
         for rank, (error, details, _) in errors.items():
             if isinstance(error, str):
@@ -203,11 +206,16 @@ def _unpickled(rank, data):
         ) from error
 
 
-def _how_it_ended(exitcode):
+def _how_it_ended(exitcode, kills_before):
+    """In words. `kills_before`: how often memory had run out when the ranks started, None where nobody counts."""
     if exitcode is None:
         return "closed its pipe to the launcher before its function returned"
     if exitcode < 0:
         name = signal.Signals(-exitcode).name if -exitcode in set(signal.Signals) else f"signal {-exitcode}"
-        hint = " (the system may have run out of memory)" if name == "SIGKILL" else ""
+        hint, limit = "", cgroup_limits()[1]
+        if name == "SIGKILL" and kills_before is None:
+            hint = " (the system may have run out of memory)"
+        elif name == "SIGKILL" and out_of_memory_kills() > kills_before:
+            hint = f" because memory ran out{f': this container may use {gigabytes(limit)}' if limit else ''}"
         return f"was killed by {name}{hint}"
     return f"ended with exit code {exitcode} before its function returned"

@@ -4,9 +4,11 @@ from numbers import Integral
 
 import torch
 
+from ..devices import cgroup_limits, gigabytes, memory_left
 from .schedule import chunk_bounds
 
 OPS = ("sum", "mean", "max", "min")
+LITTLE_BYTES = 10_000_000  # for so few it is not worth a look at what is left
 READ_ONLY = ("send", "reduce_scatter", "all_gather: input")  # whose tensors are left as they are
 
 
@@ -48,8 +50,21 @@ def check_part(name, argument, part, whole, rank, world_size):
     return start, stop
 
 
-def check_buffer(numel, dtype):
+def check_buffer(numel, dtype, world_size):
     if not isinstance(numel, Integral) or isinstance(numel, bool) or numel < 0:
         raise ValueError(f"numel={numel!r}: a whole number of 0 or more is needed")
     if not isinstance(dtype, torch.dtype):
         raise TypeError(f"dtype={dtype!r}: a torch.dtype is needed, such as torch.float32")
+    check_memory("a buffer", world_size, numel * dtype.itemsize)
+
+
+def check_memory(what, world_size, size_bytes):
+    """Raise MemoryError where every rank's `size_bytes` do not fit, before the system ends a process for it."""
+    total = world_size * size_bytes
+    if total > LITTLE_BYTES and total > (left := memory_left()):
+        limit = cgroup_limits()[1]
+        of_limit = f" of the {gigabytes(limit)} that this container may use" if limit else ""
+        raise MemoryError(
+            f"{what} of {world_size} ranks × {gigabytes(size_bytes)} = {gigabytes(total)} does not fit into memory: "
+            f"{gigabytes(left)}{of_limit} are free"
+        )

@@ -183,7 +183,7 @@ class Communicator:
 
         It lives as long as the communicator.
         """
-        check_buffer(numel, dtype)
+        check_buffer(numel, dtype, self.world_size)
         self._background.settle()
         return self._background.alone(self.transport.buffer, int(numel), dtype)
 

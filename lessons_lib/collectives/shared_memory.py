@@ -7,6 +7,7 @@ has ended; which of these counts a rank waits for follows from the schedule (see
 import torch
 
 from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
+from .check import check_memory
 from .errors import CollectiveMismatch
 from .memory import Block
 from .trace import now_s
@@ -119,6 +120,7 @@ class SharedMemoryTransport(Transport):
 
     def _scratch_for(self, flat):
         if self._scratch is None or self._scratch.views[0].numel() < flat.nbytes:
+            check_memory("working memory", self.world_size, flat.nbytes)
             if self._scratch is not None:
                 self._scratch.own.end()
             self._scratch = SharedBuffer(self, max(1 << 16, 1 << (flat.nbytes - 1).bit_length()), torch.uint8)

@@ -2,8 +2,8 @@
 
 from .dispatch import Work, dispatch, predict
 from .measure import Measurement, measure
-from .probe import Device, cgroup_limits, probe, usable_cores
-from .report import machine_line, report
+from .probe import Device, cgroup_limits, memory_left, out_of_memory_kills, probe, usable_cores
+from .report import gigabytes, machine_line, report
 
 __all__ = [
     "Device",
@@ -11,8 +11,11 @@ __all__ = [
     "Work",
     "cgroup_limits",
     "dispatch",
+    "gigabytes",
     "machine_line",
     "measure",
+    "memory_left",
+    "out_of_memory_kills",
     "predict",
     "probe",
     "report",

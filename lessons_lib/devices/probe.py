@@ -63,6 +63,29 @@ def cgroup_limits(root="/"):
     return min(cores, default=None), min(limits, default=None)
 
 
+def memory_left(root="/"):
+    """Bytes that may still be taken before this machine's memory is full, or the limit of a container around us.
+
+    What the container's file cache holds counts as free where nobody has used it of late: it makes room when needed.
+    root: as for `cgroup_limits`.
+    """
+    left = [psutil.virtual_memory().available]
+    for group in _groups(Path(root)):
+        for names in (("max", "current", "inactive_file"), ("limit_in_bytes", "usage_in_bytes", "total_inactive_file")):
+            limit, used = (_read(group / f"memory.{name}") for name in names[:2])
+            if limit.isdigit() and used.isdigit():
+                cache = re.search(rf"^{names[2]} (\d+)", _read(group / "memory.stat"), re.MULTILINE)
+                left.append(int(limit) - int(used) + (int(cache[1]) if cache else 0))
+    return max(0, min(left))
+
+
+def out_of_memory_kills(root="/"):
+    """How many processes of our control groups the system has ended because memory ran out; None if nobody counts."""
+    texts = [_read(group / name) for group in _groups(Path(root)) for name in ("memory.events", "memory.oom_control")]
+    counts = re.findall(r"^oom_kill (\d+)", "\n".join(texts), re.MULTILINE)
+    return sum(map(int, counts)) if counts else None
+
+
 def _groups(root):
     """The folder of every control group we are in, and of those around it."""
     for line in _read(root / "proc/self/cgroup").splitlines():

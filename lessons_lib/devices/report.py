@@ -11,10 +11,10 @@ from .probe import probe, usable_cores
 def machine_line():
     """This machine in one line, such as "2 cores, 24 GB memory (limit 2 GB), no accelerator, torch 2.13.0"."""
     cpu, *accelerators = probe()
-    limit = f" (limit {_gb(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
+    limit = f" (limit {gigabytes(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
     counts = Counter(device.description for device in accelerators)
     names = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or "no accelerator"
-    return f"{_cores(cpu)}, {_gb(cpu.memory_bytes)} memory{limit}, {names}, torch {torch.__version__.partition('+')[0]}"
+    return f"{_cores(cpu)}, {gigabytes(cpu.memory_bytes)} memory{limit}, {names}, torch {torch.__version__.partition('+')[0]}"
 
 
 def report(measurements=()):
@@ -23,18 +23,18 @@ def report(measurements=()):
     measurements: what `measure` returned, shown below.
     """
     cpu, *accelerators = probe()
-    limit = f", of which the container may use {_gb(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
+    limit = f", of which the container may use {gigabytes(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""
     lines = [
         ("system", f"{platform.system()}, Python {platform.python_version()}"),
         ("torch", torch.__version__.replace("+", ", build ")),
         ("cpu", f"{cpu.description}, {torch.backends.cpu.get_cpu_capability()}"),
         ("cores", f"{_cores(cpu)} ({cpu.physical_cores or 'unknown'} physical, {cpu.logical_cores} logical)"),
-        ("memory", _gb(cpu.memory_bytes) + limit),
+        ("memory", gigabytes(cpu.memory_bytes) + limit),
     ]
     if cpu.shared_memory_bytes is not None:
-        lines.append(("shared memory", f"{_gb(cpu.shared_memory_bytes)} as a file system"))
+        lines.append(("shared memory", f"{gigabytes(cpu.shared_memory_bytes)} as a file system"))
     for device in accelerators:
-        memory = f", {_gb(device.memory_bytes)} memory" if device.memory_bytes else ""
+        memory = f", {gigabytes(device.memory_bytes)} memory" if device.memory_bytes else ""
         lines.append((device.name, device.description + memory))
     if not accelerators:
         lines.append(("accelerator", "none; everything here also runs on the CPU"))
@@ -57,6 +57,7 @@ def _plural(count, noun):
     return f"{count:.3g} {noun}" + ("" if count == 1 else "s")
 
 
-def _gb(size_bytes):
+def gigabytes(size_bytes):
+    """A size in words, such as "1.5 GB"; GB are 10⁹ bytes."""
     size = size_bytes / 1e9
     return f"{size:.0f} GB" if size >= 10 else f"{size:.1f} GB" if size >= 0.1 else f"{size * 1e3:.0f} MB"
