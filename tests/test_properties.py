@@ -359,7 +359,7 @@ def mutated(schedule, draw):
         number = draw.choice(filled)
         place = draw.randrange(len(rounds[number]))
         message = rounds[number][place]
-        kind = draw.choice(["drop", "twice", "op", "chunk", "src", "dst", "turn", "move", "swap", "merge"])
+        kind = draw.choice(["drop", "twice", "op", "chunk", "src", "dst", "turn", "move", "swap", "merge", "beside"])
         changes = {
             "op": {"op": "copy" if message.op == "add" else "add"},
             "chunk": {"chunk": draw.randrange(-1, schedule.num_chunks + 1)},
@@ -369,6 +369,9 @@ def mutated(schedule, draw):
         }
         if kind in changes:
             rounds[number][place] = message._replace(**changes[kind])
+        elif kind == "beside":
+            other = message._replace(src=draw.randrange(schedule.world_size), op=draw.choice(["add", "copy"]))
+            rounds[number].insert(draw.choice([place, place + 1]), other)
         elif kind == "swap":
             other = draw.choice(filled)
             rounds[number], rounds[other] = rounds[other], rounds[number]
