@@ -10,6 +10,7 @@ import threading
 from multiprocessing.process import BaseProcess
 
 import cloudpickle
+import kills
 import psutil
 import pytest
 import torch
@@ -102,6 +103,16 @@ def test_a_signal_without_a_name_is_told_by_its_number():
     number = signal.SIGRTMIN + 3
     with pytest.raises(RankFailed, match=f"rank 0 was killed by signal {number}"):
         launch(lambda comm: os.kill(os.getpid(), number), world_size=1)
+
+
+@posix
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize("kind", kills.KINDS)
+def test_ranks_that_fail_in_the_midst_of_training_are_named_and_leave_nothing(kind, transport):
+    """One of the runs that `python tests/kills.py --runs 100` makes of each kind."""
+    outcomes, times, left = kills.many_runs(kind, transport, runs=1)
+    assert (dict(outcomes), dict(left)) == ({"named": 1}, {})
+    assert max(times) < 2 + (kills.STOP_LIMIT_S if kind == "SIGSTOP" else 0)
 
 
 @posix
