@@ -9,7 +9,7 @@ import pytest
 PACKAGE = "lessons_lib"
 NOTEBOOKS, ROOT = 5, 3  # the floor of the lessons; of `import lessons_lib` itself, which offers launch and connect
 FLOORS = {
-    **dict.fromkeys(("optim", "losses", "models", "data", "devices", "autograd"), 0),
+    **dict.fromkeys(("optim", "losses", "models", "data", "devices", "autograd", "memory", "shards"), 0),
     "collectives": 1,
     "parallel": 2,
     **dict.fromkeys(("launch", "processes", "rank", "prints", "train", "bench", "__main__"), 3),

@@ -1,0 +1,132 @@
+"""Where the bytes of training go: parameters counted from a description, bytes by rule, and tensors metered."""
+
+import weakref
+from numbers import Integral
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+_COUNTS = {
+    "linear": lambda inputs, outputs, bias=True: (inputs + bool(bias)) * outputs,
+    "conv": lambda inputs, outputs, k, bias=True: (inputs * k * k + bool(bias)) * outputs,
+    "norm": lambda width: 2 * width,
+    "embedding": lambda rows, width: rows * width,
+}
+RECIPES = {
+    "float32 sgd": {"parameters": 4, "gradients": 4},
+    "float32 adam": {"parameters": 4, "gradients": 4, "first moments": 4, "second moments": 4},
+    "mixed adam": {"parameters": 2, "gradients": 2, "master weights": 4, "first moments": 4, "second moments": 4},
+}
+
+
+def count(layers):
+    """How many parameters a model has that is described as a list of layers.
+
+    layers: tuples ("linear", inputs, outputs), ("conv", channels in, channels out, k), both with False at the end
+    for no bias, ("norm", width) for batch and layer norms, ("embedding", rows, width). What is shared stands once.
+    Raises ValueError for another layer. Lesson 08.
+    """
+    total = 0
+    for layer in layers:
+        kind, *sizes = layer
+        if kind not in _COUNTS or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
+            raise ValueError(
+                f"a layer is one of {', '.join(_COUNTS)} and its sizes, such as ('norm', 64); not {layer!r}"
+            )
+        total += _COUNTS[kind](*sizes)
+    return total
+
+
+def resnet(blocks=(3, 4, 6, 3), num_classes=1000):
+    """The layers of a ResNet of bottleneck blocks: 50 layers deep as given, (3, 4, 23, 3) is 101 deep.
+
+    Convolutions have no bias, each is followed by a batch norm. Source: He et al. (2016), table 1. Lesson 08.
+    """
+    layers, width = [("conv", 3, 64, 7, False), ("norm", 64)], 64
+    for stage, repeats in enumerate(blocks):
+        inner, outer = 64 * 2**stage, 256 * 2**stage
+        for block in range(repeats):
+            shapes = [(width, inner, 1), (inner, inner, 3), (inner, outer, 1)]
+            shapes += [(width, outer, 1)] * (block == 0)  # the shortcut, where the shape changes
+            for inputs, outputs, k in shapes:
+                layers += [("conv", inputs, outputs, k, False), ("norm", outputs)]
+            width = outer
+    return [*layers, ("linear", width, num_classes)]
+
+
+def transformer(num_layers, width, vocabulary, context, segments=0):
+    """The layers of a GPT or, with 2 segments, of a BERT: attention, then a hidden layer of 4 · width, per block.
+
+    context: the longest sequence, with an embedding for every place in it. The output shares the token embedding.
+    segments: of BERT, which also has a norm after its embeddings instead of the end, and a "pooler" on top.
+    Sources: Radford et al. (2019), section 2.3; Devlin et al. (2019), section 3. Lesson 08.
+    """
+    attention = [("linear", width, width)] * 4  # query, key, value, output
+    block = [*attention, ("linear", width, 4 * width), ("linear", 4 * width, width), *[("norm", width)] * 2]
+    embeddings = [("embedding", rows, width) for rows in (vocabulary, context, segments)]
+    pooler = [("linear", width, width)] * bool(segments)
+    return [*embeddings, *block * num_layers, ("norm", width), *pooler]
+
+
+def training_bytes(num_parameters, recipe="mixed adam"):
+    """{what: bytes} of everything whose size is a multiple of the number of parameters.
+
+    recipe: a key of `RECIPES`, which lists the bytes per parameter; "mixed adam" takes 2 + 2 + 4 + 4 + 4 = 16.
+    Activations and buffers come on top. Raises ValueError.
+    Source: Rajbhandari et al. (2020), "ZeRO", section 3.1. Lesson 08.
+    """
+    if recipe not in RECIPES:
+        raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {recipe!r}")
+    return {what: size * num_parameters for what, size in RECIPES[recipe].items()}
+
+
+def activation_bytes(num_layers, width, heads, context, batch=1, recompute="nothing"):
+    """Bytes that the blocks of a transformer keep for the backward pass, in 16-bit numbers, with dropout.
+
+        L · s · b · h · (34 + 5 · a · s / h)     with L blocks, s tokens, b samples, width h, a heads
+
+    recompute: "nothing"; "attention" drops the term with a, the matrices of scores; "all" keeps only the inputs
+    of the blocks, 2 · L · s · b · h. Embeddings and the output are left out. Raises ValueError.
+    Source: Korthikanti et al. (2023), sections 4.1 and 5. Lesson 08.
+    """
+    bytes_each = {"nothing": 34 + 5 * heads * context / width, "attention": 34, "all": 2}
+    if recompute not in bytes_each:
+        raise ValueError(f"recompute must be one of {', '.join(map(repr, bytes_each))}, not {recompute!r}")
+    return round(num_layers * context * batch * width * bytes_each[recompute])
+
+
+class Meter(TorchDispatchMode):
+    """Counts the bytes of every tensor that comes into being inside `with Meter(...) as meter:`, until it is freed.
+
+    Memory is counted once, however many tensors (views) look at it. What a single operation allocates and frees inside
+    itself is not seen. tensors: what is there already and shall count too.
+    `.now`: bytes alive; `.peak`: the most at any time; `.curve`: `.now` after each operation. Lesson 08.
+    """
+
+    def __init__(self, *tensors):
+        super().__init__()
+        self.now = self.peak = 0
+        self.curve, self._alive = [], set()
+        for tensor in tensors:
+            self._watch(tensor)
+
+    def _watch(self, tensor):
+        storage = tensor.untyped_storage()
+        if storage._cdata not in self._alive:
+            self._alive.add(storage._cdata)
+            self.now += storage.nbytes()
+            weakref.finalize(storage, self._freed, storage._cdata, storage.nbytes())
+            self.peak = max(self.peak, self.now)
+
+    def _freed(self, address, size_bytes):
+        self._alive.discard(address)
+        self.now -= size_bytes
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        for each in tree_leaves(out):
+            if isinstance(each, torch.Tensor):
+                self._watch(each)
+        self.curve.append(self.now)
+        return out
