@@ -1,9 +1,11 @@
 """Schedules and their readers, without a process."""
 
 import math
+import random
 from itertools import pairwise
 
 import pytest
+import torch
 
 from lessons_lib.collectives import (
     ALGORITHMS,
@@ -27,6 +29,7 @@ from lessons_lib.collectives import (
     verify,
 )
 from lessons_lib.collectives.choose import all_reduce_schedule
+from lessons_lib.collectives.plan import make_plan
 
 SIZES = range(1, 17)
 
@@ -221,3 +224,47 @@ def test_auto_takes_few_messages_for_small_tensors_and_few_bytes_for_large():
     assert max(count(small, 1).messages_received) < max(count(ring(16), 1).messages_received)
     assert max(count(large, 1600).bytes_sent) == max(count(ring(16), 1600).bytes_sent)
     assert all_reduce_schedule("auto", 2, 10**9).name != "tree"
+
+
+def run_in_any_order(plans, tensors, rng):
+    """Do the plans of all ranks in one process: at each turn a random rank of those whose waits are over."""
+    ended, parts = [0] * len(plans), [0] * len(plans)
+
+    def may_go_on(rank):
+        if ended[rank] == len(plans[rank].steps):
+            return False
+        step = plans[rank].steps[ended[rank]]
+        if (
+            parts[rank] < len(step.incoming)
+            and ended[step.incoming[parts[rank]].peer] < step.incoming[parts[rank]].ready
+        ):
+            return False
+        return all(ended[reader] >= num_steps for reader, num_steps in step.readers.items())
+
+    while ranks := [rank for rank in range(len(plans)) if may_go_on(rank)]:
+        rank = rng.choice(ranks)
+        step = plans[rank].steps[ended[rank]]
+        if parts[rank] == len(step.incoming):
+            ended[rank], parts[rank] = ended[rank] + 1, 0
+            continue
+        part = step.incoming[parts[rank]]
+        parts[rank] += 1
+        for start, stop in part.slices:
+            mine, theirs = tensors[rank][start:stop], tensors[part.peer][start:stop]
+            mine.add_(theirs) if part.op == "add" else mine.copy_(theirs)
+    assert ended == [len(plan.steps) for plan in plans]
+
+
+@pytest.mark.parametrize("name", ALGORITHMS)
+@pytest.mark.parametrize("world_size", [2, 3, 4, 7, 8])
+@pytest.mark.parametrize("num_segments", [1, 2, 5])
+def test_any_order_that_the_waits_allow_gives_the_sum(name, world_size, num_segments):
+    rng = random.Random(world_size)
+    schedule = ALGORITHMS[name](world_size)
+    for numel in (41, 3):
+        plans = [make_plan(schedule, rank, numel, num_segments) for rank in range(world_size)]
+        for _ in range(10):
+            tensors = [torch.arange(numel) * (rank + 1) for rank in range(world_size)]
+            run_in_any_order(plans, tensors, rng)
+            expected = torch.arange(numel) * (world_size * (world_size + 1) // 2)
+            assert all(torch.equal(tensor, expected) for tensor in tensors)

@@ -222,9 +222,9 @@ class Communicator:
         """Do a `Schedule`, or a function of (call, flat) that the transport has for the whole of it, in place."""
         flat = _dense(tensor).view(-1)
         if isinstance(schedule, Schedule):
-            self._background.alone(
-                run, call, self._plans.of(schedule, flat.numel()), flat, self.transport, self.ledger, op
-            )
+            num_segments = self.transport.num_segments(flat.nbytes)
+            plan = self._plans.of(schedule, flat.numel(), num_segments)
+            self._background.alone(run, call, plan, flat, self.transport, self.ledger, op)
         else:
             self._background.alone(schedule, call, flat)
         if op == "mean":

@@ -28,12 +28,13 @@ def run(call, plan, flat, transport, ledger, op="sum"):
     itemsize = flat.element_size()
     window = transport.window(call, plan, flat, REDUCE[op])
     for step in plan.steps:
+        num_messages = 0 if step.segment else 1  # later segments are parts of the same messages
         window.post(step)
         for part in step.outgoing:
-            ledger.sent(part.numel * itemsize)
+            ledger.sent(part.numel * itemsize, num_messages)
         for part in step.incoming:
             window.take(part, step)
-            ledger.received(part.numel * itemsize)
+            ledger.received(part.numel * itemsize, num_messages)
         window.finish(step)
     window.close()
-    ledger.rounds += len(plan.steps)
+    ledger.rounds += plan.num_rounds

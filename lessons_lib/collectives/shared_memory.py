@@ -16,6 +16,7 @@ from .transport import Transport, describe
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
 POSTED, WRITTEN, READ, STAMP = range(4)
 BOX_HEADER_BYTES, BOX_BYTES = 64, 1 << 18
+SEGMENT_BYTES = 4 << 20  # large tensors go through the rounds in pieces of this size, which stay in the cache
 
 
 def board_bytes(world_size):
@@ -35,7 +36,7 @@ class SharedMemoryTransport(Transport):
         self.board = Board(rank, world_size, board, _boxes_bytes(world_size), timeout_s)
         self._memory = self.board.block.tensor(torch.uint8, board_bytes(world_size))
         self._sent, self._taken = [0] * world_size, [0] * world_size
-        self._buffers, self._scratch = [], None
+        self._buffers, self._windows, self._scratch = [], {}, None
 
     def set_timeout(self, timeout_s):
         self.board.timeout_s = timeout_s
@@ -101,13 +102,22 @@ class SharedMemoryTransport(Transport):
         self._buffers.append(shared)
         return shared.views[self.rank]
 
+    def num_segments(self, size_bytes):
+        if self.wire or self.trace is not None:
+            return 1  # timelines show a message as what it is: one
+        return max(1, size_bytes // SEGMENT_BYTES)
+
     def window(self, call, plan, flat, reduce):
         shared, offset = self._find(flat)
         place = f"{self._buffers.index(shared)}+{offset}" if shared else "elsewhere"
+        self.board.publish(self.board.rounds + 1)  # who lies in a buffer can be read from now on
         notes = self.board.enter(call, place)
-        if shared and all(note == place for note in notes):
-            return Window(self, plan, flat, reduce, shared.views, offset)
-        return Window(self, plan, flat, reduce, self._scratch_for(flat), 0)
+        if not shared or any(note != place for note in notes):
+            return Window(self, plan, self._scratch_for(flat)).open(flat, reduce, in_place=False)
+        if (id(plan), place) not in self._windows:
+            views = [view[offset : offset + flat.numel()] for view in shared.views]
+            self._windows[id(plan), place] = Window(self, plan, views)
+        return self._windows[id(plan), place].open(flat, reduce)
 
     def _find(self, flat):
         """The shared buffer that `flat` lies in, and at which element; (None, 0) for ordinary memory."""
@@ -146,18 +156,26 @@ class SharedBuffer:
 
 
 class Window:
-    """One collective on memory all ranks see: in place if the tensor lies in a shared buffer, else in scratch."""
+    """One rank's `plan` on memory all ranks see: in place if the tensor lies in a shared buffer, else in scratch.
 
-    def __init__(self, transport, plan, flat, reduce, views, offset):
-        self._transport, self._plan, self._reduce, self._flat = transport, plan, reduce, flat
-        self._views = [view[offset : offset + flat.numel()] for view in views]
-        self._mine = self._views[transport.rank]
-        self._in_place = self._mine.data_ptr() == flat.data_ptr()
-        if not self._in_place:
+    `views[rank]` is rank's 1-D tensor.
+    """
+
+    def __init__(self, transport, plan, views):
+        self._transport, self._board, self._plan, self._mine = transport, transport.board, plan, views[transport.rank]
+        self._pairs = {
+            id(part): [(self._mine[start:stop], views[part.peer][start:stop]) for start, stop in part.slices]
+            for step in plan.steps
+            for part in step.incoming
+        }
+
+    def open(self, flat, reduce, in_place=True):
+        """Begin a collective on `flat`; the window."""
+        if not in_place:
             self._mine.copy_(flat)
-        self._board = transport.board
-        self._first = self._board.rounds + 1
-        self._board.publish(self._first)
+            self._board.publish(self._board.rounds + 1)
+        self._flat, self._reduce, self._in_place, self._first = flat, reduce, in_place, self._board.rounds
+        return self
 
     def post(self, step):
         for reader, rounds in step.readers.items():
@@ -166,13 +184,14 @@ class Window:
     def take(self, part, step):
         transport, size = self._transport, part.numel * self._mine.element_size()
         wait_s = now_s()
-        ready_s = self._board.wait_rounds(part.peer, self._first + step.number)
+        # A wire sends one round after the other; memory can be read as soon as the part is there.
+        num_steps = step.number if transport.wire else part.ready
+        ready_s = self._board.wait_rounds(part.peer, self._first + num_steps)
         if transport.wire:
             queued_bytes = part.queued_numel * self._mine.element_size()
             transport.wire.hold(part.peer, size, queued_bytes, ready_s)
         start_s = now_s()
-        for start, stop in part.slices:
-            mine, theirs = self._mine[start:stop], self._views[part.peer][start:stop]
+        for mine, theirs in self._pairs[id(part)]:
             self._reduce(mine, theirs) if part.op == "add" else mine.copy_(theirs)
         if transport.trace is not None:
             transport.trace.message(transport.rank, part, size, wait_s, ready_s, start_s)

@@ -84,12 +84,12 @@ class Ledger:
     rounds: int = 0
     calls: dict = field(default_factory=dict)
 
-    def sent(self, size_bytes):
-        self.messages_sent += 1
+    def sent(self, size_bytes, num_messages=1):
+        self.messages_sent += num_messages
         self.bytes_sent += size_bytes
 
-    def received(self, size_bytes):
-        self.messages_received += 1
+    def received(self, size_bytes, num_messages=1):
+        self.messages_received += num_messages
         self.bytes_received += size_bytes
 
     def call(self, name):

@@ -2,6 +2,7 @@
 
 import time
 import zlib
+from functools import lru_cache
 
 from .trace import now_s
 
@@ -45,6 +46,10 @@ class Transport:
         """A 1-D tensor that `window` uses in place. All ranks call it together."""
         raise NotImplementedError
 
+    def num_segments(self, size_bytes):
+        """Into how many pieces to cut the chunks of a tensor, to do all rounds for one piece after the other."""
+        return 1
+
     def window(self, call, plan, flat, reduce):
         """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close()."""
         raise NotImplementedError
@@ -74,7 +79,12 @@ class EmulatedWire:
 
 def describe(tensor):
     """A tensor in words, for agreement and errors."""
-    return brief(f"{str(tensor.dtype).removeprefix('torch.')}, shape {tuple(tensor.shape)}")
+    return _described(tensor.dtype, tensor.shape)
+
+
+@lru_cache(maxsize=256)
+def _described(dtype, shape):
+    return brief(f"{str(dtype).removeprefix('torch.')}, shape {tuple(shape)}")
 
 
 def brief(text, limit=100):

@@ -42,9 +42,9 @@ class Reducer:
         if groups[-1][0].dtype not in FLAG_DTYPES:
             groups.append([])
         self._buckets = [Bucket(group, self.comm, num_flags if group is groups[-1] else 0) for group in groups]
-        self._used, self._count = self._buckets[-1].flat[-num_flags:-1], self._buckets[-1].flat[-1]
+        self._flags = self._buckets[-1].flat[-num_flags:]  # which gradients this rank has, and of how many samples
         self._place = {p: (bucket, view) for bucket in self._buckets for p, view in bucket.views.items()}
-        self._next = None
+        self._next, self._mine = None, None
 
     def _ready(self, parameter):
         """Called by autograd when `parameter.grad` is complete on this rank."""
@@ -52,47 +52,50 @@ class Reducer:
             return
         if self._next is None:
             self._begin()
-        bucket, view = self._place[parameter]
-        torch.mul(parameter.grad, self._weight, out=view)
-        bucket.missing.discard(parameter)
-        if not bucket.missing:
+        if self._overlap:
+            bucket, view = self._place[parameter]
+            torch.mul(parameter.grad, bucket.weight, out=view)
+            bucket.missing.pop(parameter, None)
             while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
-                self._reduce_next(self._overlap)
+                self._reduce_next(async_op=True)
 
     def _begin(self):
         """The first gradient of a backward pass has come."""
         self._next = 0
         weight = self.num_samples / self._weight_unit if self._weight_by_batch else 1 / self.comm.world_size
-        self._weight = torch.tensor(weight, dtype=torch.float64)  # multiplying by a tensor is faster than by a number
         for bucket in self._buckets:
-            bucket.missing = set(bucket.views)
+            bucket.missing = dict.fromkeys(bucket.views)
+            if weight != self._weight:
+                bucket.weight = torch.tensor(weight, dtype=bucket.weight.dtype)
+        self._weight = weight
         torch.autograd.Variable._execution_engine.queue_callback(self._finish)
 
-    def _reduce_next(self, overlap):
+    def _reduce_next(self, async_op):
         bucket = self._buckets[self._next]
         if self._weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
             bucket.gradients.zero_()
-        bucket.work = self.comm.all_reduce(bucket.flat, async_op=overlap)
+        bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op)
         self._next += 1
 
     def _finish(self):
         """The end of a backward pass: reduce what is left, then hand the averages to the parameters."""
-        for parameter in (p for bucket in self._buckets for p in bucket.missing):
-            view = self._place[parameter][1]
-            view.zero_() if parameter.grad is None else torch.mul(parameter.grad, self._weight, out=view)
-        if all(parameter.grad is not None for parameter in self._parameters):
-            self._used.fill_(1)
-        else:
-            self._used.copy_(torch.tensor([parameter.grad is not None for parameter in self._parameters]))
-        self._count.fill_(self.num_samples)
+        for bucket in self._buckets:
+            for parameter in bucket.missing:
+                view = bucket.views[parameter]
+                view.zero_() if parameter.grad is None else torch.mul(parameter.grad, bucket.weight, out=view)
+        mine = [*(parameter.grad is not None for parameter in self._parameters), self.num_samples]
+        if mine != self._mine:
+            self._mine, self._my_flags = mine, torch.tensor(mine)
+        self._flags.copy_(self._my_flags)
         while self._next < len(self._buckets):
-            self._reduce_next(overlap=False)  # nothing is left that it could overlap with
+            self._reduce_next(async_op=False)  # nothing is left that it could overlap with
         for bucket in self._buckets:
             if bucket.work is not None:
                 bucket.work.wait()
-        self._rescale(self._count.item())
-        for parameter, ranks_used in zip(self._parameters, self._used.tolist(), strict=True):
-            if ranks_used:
+        *ranks_used, num_samples = self._flags.tolist()
+        self._rescale(num_samples)
+        for parameter, used in zip(self._parameters, ranks_used, strict=True):
+            if used:
                 parameter.grad = self._place[parameter][1]
         self.num_samples, self._next = 0, None
 
@@ -114,4 +117,6 @@ class Bucket:
         self.gradients = self.flat[:numel]
         parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
         self.views = {p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)}
-        self.missing, self.work = set(), None
+        self.missing, self.work = {}, None
+        # Multiplying by a tensor is faster than by a number, most of all by one of the same dtype, if that is exact.
+        self.weight = torch.tensor(0.0, dtype=self.flat.dtype if self.flat.dtype in FLAG_DTYPES else torch.float64)
