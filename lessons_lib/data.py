@@ -68,6 +68,30 @@ def regression(num_samples, num_features, noise=0.1, seed=0, condition=None, dty
     return x.to(dtype), y.to(dtype), true_w.to(dtype)
 
 
+def augmented(records, size=28, degrees=15.0, generator=None):
+    """Make training pictures of records: decode, rotate each by an angle of its own, shrink. A loader's work.
+
+    records: uint8 (N, 1 + S·S), a byte for the class and a square grey picture, as an array or tensor.
+    size: side of the pictures that come out; it divides S. degrees: angles are uniform in ±degrees.
+    generator: of torch, for the angles; None takes torch's own.
+    Returns (x, y): x float32 (N, 1, size, size) in 0..1; y class numbers, int64 (N,). Raises ValueError. Lesson 09.
+    """
+    records = torch.as_tensor(records)
+    side = math.isqrt(max(0, records.shape[-1] - 1))
+    if records.dtype != torch.uint8 or records.ndim != 2 or side * side + 1 != records.shape[1] or not side:
+        raise ValueError(f"records must be uint8 (N, 1 + S·S), not {records.dtype} {tuple(records.shape)}")
+    if size < 1 or side % size:
+        raise ValueError(f"size must divide the side of the pictures, {side}, not be {size}")
+    if not len(records):
+        return torch.zeros(0, 1, size, size), records[:, 0].long()
+    x = records[:, 1:].float().div_(255).view(-1, 1, side, side)
+    angle = (2 * torch.rand(len(x), generator=generator) - 1) * math.radians(degrees)
+    turn = torch.stack([angle.cos(), -angle.sin(), 0 * angle, angle.sin(), angle.cos(), 0 * angle], dim=1)
+    grid = functional.affine_grid(turn.view(-1, 2, 3), x.shape, align_corners=False)
+    x = functional.grid_sample(x, grid, align_corners=False)
+    return functional.avg_pool2d(x, side // size), records[:, 0].long()
+
+
 class ShardSampler:
     """Deals the indices of a data set to ranks, so that all ranks together take the steps of one process.
 
