@@ -20,7 +20,11 @@ def mlp(sizes, activation=nn.ReLU):
     activation: function without arguments that gives a module. Input (N, ...) is flattened to (N, sizes[0]) first.
     Returns an nn.Sequential. Raises ValueError. Lessons 04, 07.
     """
-    if len(sizes) < 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
+    if (
+        not isinstance(sizes, list | tuple)
+        or len(sizes) < 2
+        or any(not isinstance(size, int) or size < 1 for size in sizes)
+    ):
         raise ValueError(f"sizes must be at least two ints of at least 1, not {sizes!r}")
     layers = [nn.Flatten()]
     for width, next_width in pairwise(sizes):

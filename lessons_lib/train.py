@@ -3,6 +3,7 @@
 import sys
 import time
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from tqdm import tqdm
@@ -47,10 +48,9 @@ def fit(model, optimizer, loss_fn, data, *, batch_size, epochs=1, seed=0, valida
         `History`.
 
     Raises:
-        ValueError: epochs is negative, or what `ShardSampler` says about the rest.
+        TypeError, ValueError: bad arguments; what `ShardSampler` says about batch_size and seed.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs={epochs!r}: 0 or more are accepted")
+    _check(model, optimizer, loss_fn, data, validation, epochs)
     comm = getattr(model, "comm", None)
     rank, world_size = (comm.rank, comm.world_size) if comm else (0, 1)
     sampler = ShardSampler(len(data[0]), rank, world_size, batch_size, seed=seed)
@@ -79,6 +79,21 @@ def fit(model, optimizer, loss_fn, data, *, batch_size, epochs=1, seed=0, valida
     bar.close()
     history.samples_per_s = epochs * len(data[0]) / history.time_s if history.time_s else 0.0
     return history
+
+
+def _check(model, optimizer, loss_fn, data, validation, epochs):
+    if not isinstance(model, torch.nn.Module):
+        raise TypeError(f"model is a {type(model).__name__}: a torch.nn.Module is needed")
+    if not hasattr(optimizer, "zero_grad") or not callable(loss_fn):
+        raise TypeError(
+            f"optimizer is a {type(optimizer).__name__}, loss_fn a {type(loss_fn).__name__}: an optimizer of the "
+            "model's parameters and a function of (prediction, target) are needed"
+        )
+    for name, pair in (("data", data), ("validation", validation)):
+        if pair is not None and not (isinstance(pair, list | tuple) and len(pair) == 2 and all(map(len, pair))):
+            raise ValueError(f"{name} must be (x, y), two tensors with at least one sample, not {pair!r:.200}")
+    if not isinstance(epochs, Integral) or epochs < 0:
+        raise ValueError(f"epochs={epochs!r}: a whole number of 0 or more is accepted")
 
 
 @torch.no_grad()

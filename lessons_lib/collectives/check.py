@@ -1,10 +1,12 @@
 """What a communicator's operations accept, and what they say otherwise."""
 
+from functools import lru_cache
 from numbers import Integral
 
 import torch
 
 from ..devices import cgroup_limits, gigabytes, memory_left
+from .execute import REDUCE
 from .schedule import chunk_bounds
 
 OPS = ("sum", "mean", "max", "min")
@@ -34,6 +36,18 @@ def check_op(op, tensor):
         raise ValueError(f"op={op!r}: one of {', '.join(OPS)} is accepted")
     if op == "mean" and not (tensor.is_floating_point() or tensor.is_complex()):
         raise ValueError(f"op='mean' of dtype {tensor.dtype}: a floating-point tensor is needed")
+    if not _can(op, tensor.dtype):
+        raise TypeError(f"op={op!r} of dtype {tensor.dtype}: torch cannot do that, use tensor.to(another dtype)")
+
+
+@lru_cache(maxsize=256)
+def _can(op, dtype):
+    one = torch.zeros(1).to(dtype)
+    try:
+        REDUCE[op](one, one)
+    except RuntimeError:
+        return False
+    return True
 
 
 def check_part(name, argument, part, whole, rank, world_size):

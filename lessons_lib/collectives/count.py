@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from .schedule import chunk_bounds, transfers
+from .schedule import check_is_schedule, chunk_bounds, transfers
 
 
 @dataclass(frozen=True)
@@ -22,10 +22,9 @@ def count(schedule, numel, itemsize=4):
     Chunks that go from one rank to another in the same round count as one message.
 
     Raises:
-        ValueError: `numel` is negative.
+        TypeError, ValueError: `schedule` is none, `numel` no whole number or negative.
     """
-    if numel < 0:
-        raise ValueError(f"numel={numel!r}: 0 or more elements are accepted")
+    check_is_schedule(schedule)
     sizes = [(stop - start) * itemsize for start, stop in chunk_bounds(numel, schedule.num_chunks)]
     ranks = range(schedule.world_size)
     counts = Counts(len(schedule.rounds), *([0 for _ in ranks] for _ in range(4)))

@@ -2,6 +2,9 @@
 
 from dataclasses import dataclass
 from math import inf
+from numbers import Real
+
+from .schedule import check_whole
 
 
 @dataclass(frozen=True)
@@ -26,17 +29,19 @@ class Links:
     inside: "Links | None" = None
 
     def __post_init__(self):
-        if not self.latency_s >= 0:
+        if not isinstance(self.latency_s, Real) or not 0 <= self.latency_s < inf:
             raise ValueError(f"latency_s={self.latency_s!r}: 0 or more seconds are accepted")
         for name in ("bandwidth_Bps", "reduce_Bps"):
-            if not getattr(self, name) > 0:
+            if not isinstance(getattr(self, name), Real) or not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)!r}: more than 0 bytes a second are needed")
-        if self.group_size < 1:
-            raise ValueError(f"group_size={self.group_size!r}: at least 1 is needed")
+        check_whole("group_size", self.group_size, 1)
 
     @classmethod
     def two_level(cls, group_size, fast, slow):
         """Links `fast` between ranks of the same group (rank // group_size), `slow` between groups."""
+        for name, links in (("fast", fast), ("slow", slow)):
+            if not isinstance(links, cls):
+                raise TypeError(f"{name} is a {type(links).__name__}: a Links is needed")
         return cls(slow.latency_s, slow.bandwidth_Bps, slow.reduce_Bps, group_size, fast)
 
     def between(self, src, dst):

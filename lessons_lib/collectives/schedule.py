@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
+from numbers import Integral
 from typing import NamedTuple
 
 OPS = ("add", "copy")
@@ -46,11 +47,12 @@ class Schedule:
 
     def __post_init__(self):
         check_world_size(self.world_size)
-        if self.num_chunks < 1:
-            raise ValueError(f"num_chunks={self.num_chunks!r}: at least 1 is needed")
+        check_whole("num_chunks", self.num_chunks, 1)
+        if not isinstance(self.rounds, list | tuple):
+            raise ValueError(f"rounds={self.rounds!r}: a list of rounds is needed, each a list of Message")
         if self.collective not in COLLECTIVES:
             raise ValueError(f"collective={self.collective!r}: one of {', '.join(COLLECTIVES)} is accepted")
-        if not 0 <= self.root < self.world_size:
+        if not isinstance(self.root, Integral) or not 0 <= self.root < self.world_size:
             raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is accepted")
 
 
@@ -73,10 +75,21 @@ def transfers(messages):
 
 def chunk_bounds(numel, num_chunks):
     """Cut `numel` elements into `num_chunks` chunks whose sizes differ by at most one: a list of (start, stop)."""
+    check_whole("numel", numel, 0)
+    check_whole("num_chunks", num_chunks, 1)
     cuts = [k * numel // num_chunks for k in range(num_chunks + 1)]
     return list(pairwise(cuts))
 
 
 def check_world_size(world_size):
-    if not isinstance(world_size, int) or isinstance(world_size, bool) or world_size < 1:
-        raise ValueError(f"world_size={world_size!r}: a whole number of at least 1 is needed")
+    check_whole("world_size", world_size, 1)
+
+
+def check_whole(name, value, least):
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
+
+
+def check_is_schedule(schedule):
+    if not isinstance(schedule, Schedule):
+        raise TypeError(f"schedule is a {type(schedule).__name__}: a Schedule is needed")

@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass
 
-from .schedule import transfers
+from .links import Links
+from .schedule import check_is_schedule, transfers
 from .trace import Span, Trace
 
 
@@ -31,6 +32,11 @@ def simulate(schedule, size_bytes, links, spans=None):
     Returns:
         `Simulation`. For the ring, total_s = 2(N-1)(α + βM/N) with β in seconds a byte.
     """
+    check_is_schedule(schedule)
+    if not isinstance(links, Links):
+        raise TypeError(f"links is a {type(links).__name__}: a Links is needed, such as Links(latency_s=1e-3)")
+    if not size_bytes >= 0:
+        raise ValueError(f"size_bytes={size_bytes!r}: 0 or more bytes are accepted")
     size = schedule.world_size
     chunk_bytes = size_bytes / schedule.num_chunks
     keep = spans if spans is not None else sum(map(len, schedule.rounds)) <= 20_000

@@ -40,6 +40,8 @@ class TorchTransport(Transport):
         try:
             work.wait(self._timeout)
         except RuntimeError as error:
+            if "Invalid scalar type" in str(error):
+                raise TypeError(f"{self._doing}: gloo cannot do that with this dtype, own algorithms can") from error
             raise self._failed(peer, error) from error
 
     def _failed(self, peer, error):

@@ -1,7 +1,9 @@
 """Prove a schedule without starting a process."""
 
+from numbers import Integral
+
 from .errors import InvalidSchedule
-from .schedule import OPS
+from .schedule import OPS, Message, check_is_schedule
 
 
 def verify(schedule):
@@ -14,6 +16,7 @@ def verify(schedule):
             to itself, adds a contribution that is already there, overwrites a chunk that its target sends in the same
             round or that another message writes, or when a contribution is missing at the end.
     """
+    check_is_schedule(schedule)
     held = initial_shares(schedule)
     for number, messages in enumerate(schedule.rounds):
         _check_round(schedule, number, messages)
@@ -49,6 +52,8 @@ def owner(schedule, chunk):
 
 
 def _check_round(schedule, number, messages):
+    if not isinstance(messages, list | tuple) or not all(isinstance(message, Message) for message in messages):
+        raise InvalidSchedule(f"a round is a list of Message(src, dst, chunk, op), not {messages!r:.200}", number)
     reading = {(m.src, m.chunk) for m in messages}
     writing = {}
     for message in messages:
@@ -60,7 +65,7 @@ def _check_round(schedule, number, messages):
             ("dst", dst, schedule.world_size),
             ("chunk", chunk, schedule.num_chunks),
         ):
-            if not 0 <= value < limit:
+            if not isinstance(value, int | Integral) or not 0 <= value < limit:
                 raise InvalidSchedule(f"{name} {value} of {message} is not in 0..{limit - 1}", number, dst, chunk)
         if src == dst:
             raise InvalidSchedule("the rank sends to itself", number, dst, chunk)

@@ -1,6 +1,7 @@
 """Where a piece of work finishes first: arithmetic on measured speeds."""
 
 from dataclasses import dataclass, fields
+from numbers import Real
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,9 @@ class Work:
 
     def __post_init__(self):
         for field in fields(self):
-            if not getattr(self, field.name) >= 0:
-                raise ValueError(f"{field.name} must be at least 0, not {getattr(self, field.name)}")
+            value = getattr(self, field.name)
+            if not isinstance(value, Real) or not value >= 0:
+                raise ValueError(f"{field.name} must be at least 0, not {value!r}")
 
 
 @dataclass(frozen=True)

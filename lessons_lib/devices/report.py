@@ -14,7 +14,8 @@ def machine_line():
     limit = f" (limit {gigabytes(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
     counts = Counter(device.description for device in accelerators)
     names = ", ".join(f"{n} × {name}" if n > 1 else name for name, n in counts.items()) or "no accelerator"
-    return f"{_cores(cpu)}, {gigabytes(cpu.memory_bytes)} memory{limit}, {names}, torch {torch.__version__.partition('+')[0]}"
+    version = torch.__version__.partition("+")[0]
+    return f"{_cores(cpu)}, {gigabytes(cpu.memory_bytes)} memory{limit}, {names}, torch {version}"
 
 
 def report(measurements=()):

@@ -2,6 +2,7 @@
 
 import zlib
 from contextlib import contextmanager
+from numbers import Real
 
 import torch
 from torch import nn
@@ -76,7 +77,7 @@ def _check(module, comm, bucket_cap_mb):
         raise TypeError(f"module is a {type(module).__name__}: a torch.nn.Module is needed")
     if not isinstance(comm, Communicator):
         raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
-    if not bucket_cap_mb > 0:
+    if not isinstance(bucket_cap_mb, Real) or not bucket_cap_mb > 0:
         raise ValueError(f"bucket_cap_mb={bucket_cap_mb!r}: more than 0 MB are needed")
     trained = [name for name, p in module.named_parameters() if p.requires_grad]
     if not trained:
