@@ -222,8 +222,7 @@ class Communicator:
         """Do a `Schedule`, or a function of (call, flat) that the transport has for the whole of it, in place."""
         flat = _dense(tensor).view(-1)
         if isinstance(schedule, Schedule):
-            num_segments = self.transport.num_segments(flat.nbytes)
-            plan = self._plans.of(schedule, flat.numel(), num_segments)
+            plan = self._plans.of(schedule, flat.numel(), self.transport.num_segments(flat))
             self._background.alone(run, call, plan, flat, self.transport, self.ledger, op)
         else:
             self._background.alone(schedule, call, flat)

@@ -16,7 +16,6 @@ from .transport import Transport, describe
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
 POSTED, WRITTEN, READ, STAMP = range(4)
 BOX_HEADER_BYTES, BOX_BYTES = 64, 1 << 18
-SEGMENT_BYTES = 4 << 20  # large tensors go through the rounds in pieces of this size, which stay in the cache
 
 
 def board_bytes(world_size):
@@ -30,6 +29,8 @@ def _boxes_bytes(world_size):
 
 class SharedMemoryTransport(Transport):
     """See the module. `board` is the name of a zeroed `Block` of `board_bytes(world_size)`, made by the launcher."""
+
+    segment_bytes = 4 << 20  # stays in the cache
 
     def __init__(self, rank, world_size, board, timeout_s, links=None):
         super().__init__(rank, world_size, links)
@@ -101,11 +102,6 @@ class SharedMemoryTransport(Transport):
         shared = SharedBuffer(self, numel, dtype)
         self._buffers.append(shared)
         return shared.views[self.rank]
-
-    def num_segments(self, size_bytes):
-        if self.wire or self.trace is not None:
-            return 1  # timelines show a message as what it is: one
-        return max(1, size_bytes // SEGMENT_BYTES)
 
     def window(self, call, plan, flat, reduce):
         shared, offset = self._find(flat)

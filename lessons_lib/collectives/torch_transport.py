@@ -1,7 +1,7 @@
 """Ranks joined by `torch.distributed`: gloo or NCCL, any number of machines.
 
-Before its data, every message says in a header what its sender is doing, so that ranks that disagree find out. Data is
-cut into segments: while one is added, the next is on its way.
+Before its data, every message says in a header what its sender is doing, so that ranks that disagree find out. Large
+tensors are cut into segments: while one is added, the next is on its way.
 """
 
 from datetime import timedelta
@@ -16,7 +16,7 @@ from .transport import Transport, describe
 ReduceOp = dist.ReduceOp
 TORCH_OPS = {"sum": ReduceOp.SUM, "mean": ReduceOp.SUM, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
 HEADER_BYTES = 256
-SEGMENT_BYTES = 1 << 20
+MESSAGE_BYTES = 1 << 20
 
 
 class TorchTransport(Transport):
@@ -25,6 +25,7 @@ class TorchTransport(Transport):
     def __init__(self, timeout_s, links=None, group=None, own_group=False):
         super().__init__(dist.get_rank(group), dist.get_world_size(group), links)
         self.group, self._own_group = group, own_group
+        self.segment_bytes = self.world_size * MESSAGE_BYTES
         has_cpu = "cpu:" in dist.get_backend_config(group)
         self._header_device = "cpu" if has_cpu else torch.accelerator.current_accelerator()
         self.set_timeout(timeout_s)
@@ -140,7 +141,7 @@ class TorchTransport(Transport):
 
     def window(self, call, plan, flat, reduce):
         self.meet(call, plan.peers)
-        return Window(self, flat, reduce)
+        return Window(self, plan, flat, reduce)
 
     # --- whole collectives, left to torch ----------------------------------------------------------------------------
 
@@ -162,36 +163,73 @@ class TorchTransport(Transport):
 
 
 class Window:
-    """One collective on a tensor. A round posts all its segments, then adds each as it comes in."""
+    """One rank's `plan` on a tensor. Messages are on their way while those before them are added.
 
-    def __init__(self, transport, flat, reduce):
-        self._transport, self._flat, self._reduce = transport, flat, reduce
-        self._segment = max(1, SEGMENT_BYTES // flat.element_size() if flat.is_cpu else flat.numel())
+    A round's messages are sent without waiting for their takers; what comes in the round after it is awaited already,
+    where this cannot overwrite what is still needed.
+    """
+
+    def __init__(self, transport, plan, flat, reduce):
+        self._transport, self._plan, self._flat, self._reduce = transport, plan, flat, reduce
+        self._looks_ahead = flat.is_cpu and not transport.wire and transport.trace is None
+        self._room = max((_added(step) for step in plan.steps), default=0)
+        self._scratch = transport.scratch(2 * self._room, flat) if self._room else None
+        self._early, self._leaving = None, []
 
     def post(self, step):
-        arrivals, room = [], sum(part.numel for part in step.incoming if part.op == "add")
-        scratch = self._transport.scratch(room, self._flat) if room else None
-        used = 0
+        self._wait_until_read(step.readers)
+        leaving = [(dist.isend, piece, part.peer) for part in step.outgoing for piece in self._pieces(part)]
+        if self._early is None:
+            landings = self._landings(step)
+            works = self._transport.start(_receives(landings) + leaving)
+            self._arrivals, works = list(zip(works, landings, strict=False)), works[len(landings) :]
+        else:
+            self._arrivals, works = self._early, self._transport.start(leaving)
+        self._posted_s = now_s()
+        self._leaving += [(work, peer, step.number) for work, (_, _, peer) in zip(works, leaving, strict=True)]
+        self._early = self._receive_ahead(step)
+
+    def _receive_ahead(self, step):
+        """Begin to receive what the round after `step` needs, if nothing of this round reads or writes there."""
+        following = self._plan.steps[step.number + 1 : step.number + 2]
+        if not self._looks_ahead or not following or step.number + 1 in following[0].readers.values():
+            return None
+        written = [piece for part in step.incoming for piece in part.slices]
+        copied = [piece for part in following[0].incoming if part.op == "copy" for piece in part.slices]
+        if any(start < stop and begin < end for begin, stop in written for start, end in copied):
+            return None
+        self._wait_until_read(following[0].readers)
+        landings = self._landings(following[0])
+        return list(zip(self._transport.start(_receives(landings)), landings, strict=True))
+
+    def _landings(self, step):
+        """(part, where it goes, where it lands) of all that comes in `step`; what is added lands in scratch first."""
+        found, used = [], self._room * (step.number % 2)
         for part in step.incoming:
-            for target in self._segments(part):
+            for target in self._pieces(part):
                 landing = target
                 if part.op == "add":
-                    landing = scratch[used : used + target.numel()]
+                    landing = self._scratch[used : used + target.numel()]
                     used += target.numel()
-                arrivals.append((part, target, landing))
-        leaving = [(dist.isend, piece, part.peer) for part in step.outgoing for piece in self._segments(part)]
-        works = self._transport.start([(dist.irecv, landing, part.peer) for part, _, landing in arrivals] + leaving)
-        self._posted_s = now_s()
-        self._arrivals = [(work, *arrival) for work, arrival in zip(works, arrivals, strict=False)]
-        self._leaving = [(work, peer) for work, (_, _, peer) in zip(works[len(arrivals) :], leaving, strict=True)]
+                found.append((part, target, landing))
+        return found
 
-    def _segments(self, part):
-        for start, stop in part.slices:
-            yield from self._flat[start:stop].split(self._segment)
+    def _pieces(self, part):
+        return [self._flat[start:stop] for start, stop in part.slices]
+
+    def _wait_until_read(self, readers):
+        """Wait for what was sent to each reader before it ended so many steps."""
+        still = []
+        for work, peer, number in self._leaving:
+            if number < readers.get(peer, 0):
+                self._transport.wait(work, peer)
+            else:
+                still.append((work, peer, number))
+        self._leaving = still
 
     def take(self, part, step):
         transport, size = self._transport, part.numel * self._flat.element_size()
-        mine = [arrival for arrival in self._arrivals if arrival[1] is part]
+        mine = [(work, target, landing) for work, (other, target, landing) in self._arrivals if other is part]
         wait_s = ready_s = now_s()
         if transport.wire or transport.trace is not None:
             was_there = all(work.is_completed() for work, *_ in mine)
@@ -201,7 +239,7 @@ class Window:
         if transport.wire:
             transport.wire.hold(part.peer, size, part.queued_numel * self._flat.element_size(), ready_s)
         start_s = now_s()
-        for work, _, target, landing in mine:
+        for work, target, landing in mine:
             if not (transport.wire or transport.trace is not None):
                 transport.wait(work, part.peer)
             if part.op == "add":
@@ -210,8 +248,17 @@ class Window:
             transport.trace.message(transport.rank, part, size, wait_s, ready_s, start_s)
 
     def finish(self, step):
-        for work, peer in self._leaving:
-            self._transport.wait(work, peer)
+        """Nothing: the next rounds wait for what they need."""
 
     def close(self):
+        for work, peer, _ in self._leaving:
+            self._transport.wait(work, peer)
         self._transport.idle()
+
+
+def _added(step):
+    return sum(part.numel for part in step.incoming if part.op == "add")
+
+
+def _receives(landings):
+    return [(dist.irecv, landing, part.peer) for part, _, landing in landings]

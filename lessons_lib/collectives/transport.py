@@ -14,6 +14,7 @@ class Transport:
         rank, world_size: who this is, of how many.
         wire: the `EmulatedWire` that delays every message, or None for the real one.
         trace: a `Trace` to record messages in, or None.
+        segment_bytes: the size of the pieces in which large tensors go through the rounds of a schedule.
     """
 
     def __init__(self, rank, world_size, links=None):
@@ -46,9 +47,11 @@ class Transport:
         """A 1-D tensor that `window` uses in place. All ranks call it together."""
         raise NotImplementedError
 
-    def num_segments(self, size_bytes):
-        """Into how many pieces to cut the chunks of a tensor, to do all rounds for one piece after the other."""
-        return 1
+    def num_segments(self, flat):
+        """Into how many pieces to cut the chunks of a tensor, to take one piece after the other through the rounds."""
+        if self.wire or self.trace is not None or not flat.is_cpu:
+            return 1  # timelines show a message as what it is: one
+        return max(1, flat.nbytes // self.segment_bytes)
 
     def window(self, call, plan, flat, reduce):
         """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close()."""
