@@ -1,5 +1,7 @@
 """Averages the gradients of a module over ranks while autograd computes them (lesson 12)."""
 
+from functools import partial
+
 import torch
 
 FLAG_DTYPES = (torch.float32, torch.float64)  # these hold counts of samples and ranks exactly
@@ -23,39 +25,38 @@ class Reducer:
     def __init__(self, parameters, comm, cap_bytes, overlap, weight_by_batch):
         self.comm, self._overlap, self._weight_by_batch = comm, overlap, weight_by_batch
         self.is_on, self.num_samples = True, 0
-        self._parameters, self._weight, self._weight_unit = parameters, None, 1.0
-        self._make_buckets(cap_bytes)
-        for parameter in parameters:
-            parameter.register_post_accumulate_grad_hook(self._ready)
+        self._weight, self._weight_unit = None, 1.0
+        self._make_buckets(parameters, cap_bytes)
+        for bucket in self._buckets:
+            for parameter, _ in bucket.pairs:
+                parameter.register_post_accumulate_grad_hook(partial(self._ready, bucket))
 
-    def _make_buckets(self, cap_bytes):
+    def _make_buckets(self, parameters, cap_bytes):
         """Fill buckets from the last parameter to the first; behind the last one lie the flags of what was used."""
         groups, size_bytes = [], 0
-        for parameter in reversed(self._parameters):
+        for parameter in reversed(parameters):
             same = groups and groups[-1][0].dtype == parameter.dtype
             if not same or size_bytes + parameter.nbytes > cap_bytes:
                 groups.append([])
                 size_bytes = 0
             groups[-1].append(parameter)
             size_bytes += parameter.nbytes
-        num_flags = len(self._parameters) + 1
+        num_flags = len(parameters) + 1
         if groups[-1][0].dtype not in FLAG_DTYPES:
             groups.append([])
         self._buckets = [Bucket(group, self.comm, num_flags if group is groups[-1] else 0) for group in groups]
         self._flags = self._buckets[-1].flat[-num_flags:]  # which gradients this rank has, and of how many samples
-        self._place = {p: (bucket, view) for bucket in self._buckets for p, view in bucket.views.items()}
+        self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs]
         self._next, self._mine = None, None
 
-    def _ready(self, parameter):
+    def _ready(self, bucket, parameter):
         """Called by autograd when `parameter.grad` is complete on this rank."""
         if not self.is_on:
             return
         if self._next is None:
             self._begin()
         if self._overlap:
-            bucket, view = self._place[parameter]
-            torch.mul(parameter.grad, bucket.weight, out=view)
-            bucket.missing.pop(parameter, None)
+            bucket.fill(*bucket.missing.pop(id(parameter)))
             while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
                 self._reduce_next(async_op=True)
 
@@ -64,7 +65,7 @@ class Reducer:
         self._next = 0
         weight = self.num_samples / self._weight_unit if self._weight_by_batch else 1 / self.comm.world_size
         for bucket in self._buckets:
-            bucket.missing = dict.fromkeys(bucket.views)
+            bucket.missing = {id(pair[0]): pair for pair in bucket.pairs}
             if weight != self._weight:
                 bucket.weight = torch.tensor(weight, dtype=bucket.weight.dtype)
         self._weight = weight
@@ -80,10 +81,9 @@ class Reducer:
     def _finish(self):
         """The end of a backward pass: reduce what is left, then hand the averages to the parameters."""
         for bucket in self._buckets:
-            for parameter in bucket.missing:
-                view = bucket.views[parameter]
-                view.zero_() if parameter.grad is None else torch.mul(parameter.grad, bucket.weight, out=view)
-        mine = [*(parameter.grad is not None for parameter in self._parameters), self.num_samples]
+            for parameter, view in bucket.missing.values():
+                bucket.fill(parameter, view)
+        mine = [*(parameter.grad is not None for parameter, _ in self._pairs), self.num_samples]
         if mine != self._mine:
             self._mine, self._my_flags = mine, torch.tensor(mine)
         self._flags.copy_(self._my_flags)
@@ -94,9 +94,9 @@ class Reducer:
                 bucket.work.wait()
         *ranks_used, num_samples = self._flags.tolist()
         self._rescale(num_samples)
-        for parameter, used in zip(self._parameters, ranks_used, strict=True):
+        for (parameter, view), used in zip(self._pairs, ranks_used, strict=True):
             if used:
-                parameter.grad = self._place[parameter][1]
+                parameter.grad = view
         self.num_samples, self._next = 0, None
 
     def _rescale(self, num_samples):
@@ -109,14 +109,18 @@ class Reducer:
 
 
 class Bucket:
-    """Gradients of several parameters in one flat buffer; `views` maps each parameter to its part, in its shape."""
+    """Gradients of several parameters in one flat buffer; `pairs`: each parameter and its part, in its shape."""
 
     def __init__(self, parameters, comm, extra):
         numel = sum(parameter.numel() for parameter in parameters)
         self.flat = comm.buffer(numel + extra, parameters[0].dtype if parameters else torch.float32)
         self.gradients = self.flat[:numel]
         parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
-        self.views = {p: part.view_as(p) for p, part in zip(parameters, parts, strict=True)}
+        self.pairs = [(p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)]
         self.missing, self.work = {}, None
         # Multiplying by a tensor is faster than by a number, most of all by one of the same dtype, if that is exact.
         self.weight = torch.tensor(0.0, dtype=self.flat.dtype if self.flat.dtype in FLAG_DTYPES else torch.float64)
+
+    def fill(self, parameter, view):
+        """Put this rank's gradient into its place, weighted."""
+        view.zero_() if parameter.grad is None else torch.mul(parameter.grad, self.weight, out=view)
