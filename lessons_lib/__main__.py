@@ -29,12 +29,16 @@ def main(arguments=None):
     commands = parser.add_subparsers(dest="command", metavar="command")
     bench = commands.add_parser("bench", help="measure this library beside torch on the same work")
     bench.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds, not minutes")
+    bench.add_argument("--save", metavar="FILE", help="write the rows as JSON, too")
     options = parser.parse_args(arguments)
 
     if options.command == "bench":
         from . import bench as benchmarks
 
-        benchmarks.main(quick=options.quick)
+        rows = benchmarks.main(quick=options.quick)
+        if options.save:
+            command = "python -m lessons_lib bench" + (" --quick" if options.quick else "")
+            benchmarks.save(rows, options.save, command)
         return 0
     print(report([measure(device) for device in probe()]), flush=True)
     folder = Path(__file__).resolve().parent.parent / "notebooks"

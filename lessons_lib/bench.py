@@ -4,10 +4,12 @@ Both sides of a row take turns of a few milliseconds in the same processes, so t
 both. A ratio is the median of the ratios of neighbouring turns; its spread is their middle half.
 """
 
+import json
 import statistics
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from datetime import date
 from functools import partial
 from pathlib import Path
 
@@ -56,6 +58,13 @@ def main(quick=False):
         times = f"{_time(r.ours_s):>9}  {_time(r.theirs_s):>9}"
         print(f"{r.work:{width}}  {r.peer:24}  {times}  {r.ratio:6.2f}  {r.low:5.2f}..{r.high:<6.2f} {r.goal}")
     return rows
+
+
+def save(rows, path, command):
+    """Write rows as JSON, with the machine, the day and the command that they came from: data for a figure."""
+    source = {"machine": machine_line(), "date": date.today().isoformat(), "command": command}
+    text = json.dumps({**source, "rows": [asdict(row) for row in rows]}, indent=1)
+    Path(path).write_text(text + "\n", encoding="utf-8")
 
 
 def measurements(quick):

@@ -1,8 +1,11 @@
 """The side-by-side measurements run and say what they compare. What they measure is never asserted."""
 
+import json
+
 import pytest
 
 from lessons_lib import bench
+from lessons_lib.devices import machine_line
 
 
 @pytest.mark.parametrize(
@@ -28,6 +31,15 @@ def test_ratios_are_of_neighbouring_turns_and_the_first_is_a_warm_up():
     assert (row.ratio, row.ours_s, row.theirs_s) == (3.0, 3.0, 8.5)
     inverse = bench.compared("work", "peer", [9.0, 1.0, 2.0, 4.0], [9.0, 2.0, 8.0, 12.0], "<= 1", inverse=True)
     assert inverse.ratio == pytest.approx(1 / 3)
+
+
+def test_rows_are_saved_with_where_they_came_from(tmp_path):
+    row = bench.compared("work", "peer", [1.0, 2.0], [2.0, 6.0], ">= 1")
+    bench.save([row], tmp_path / "rows.json", "python -m lessons_lib bench")
+    saved = json.loads((tmp_path / "rows.json").read_text(encoding="utf-8"))
+    assert saved["machine"] == machine_line()
+    assert (saved["command"], len(saved["date"])) == ("python -m lessons_lib bench", 10)
+    assert [bench.Row(**row) for row in saved["rows"]] == [row]
 
 
 def test_a_line_is_fitted_through_its_points():
