@@ -1,5 +1,6 @@
 """Where the bytes of training go: parameters counted from a description, bytes by rule, and tensors metered."""
 
+import contextlib
 import weakref
 from numbers import Integral
 
@@ -27,15 +28,15 @@ def count(layers):
     for no bias, ("norm", width) for batch and layer norms, ("embedding", rows, width). What is shared stands once.
     Raises ValueError for another layer. Lesson 08.
     """
-    total = 0
-    for layer in layers:
-        kind, *sizes = layer
-        if kind not in _COUNTS or not all(isinstance(size, Integral) and size >= 0 for size in sizes):
-            raise ValueError(
-                f"a layer is one of {', '.join(_COUNTS)} and its sizes, such as ('norm', 64); not {layer!r}"
-            )
-        total += _COUNTS[kind](*sizes)
-    return total
+    return sum(map(_count_one, layers))
+
+
+def _count_one(layer):
+    kind, *sizes = layer
+    if kind in _COUNTS and all(isinstance(size, Integral) and size >= 0 for size in sizes):
+        with contextlib.suppress(TypeError):  # too few sizes, or too many
+            return _COUNTS[kind](*sizes)
+    raise ValueError(f"a layer is one of {', '.join(_COUNTS)} and its sizes, such as ('norm', 64); not {layer!r}")
 
 
 def resnet(blocks=(3, 4, 6, 3), num_classes=1000):

@@ -60,7 +60,9 @@ def test_a_list_without_biases():
     assert memory.count([]) == 0
 
 
-@pytest.mark.parametrize("layer", [("pool", 2), ("linear", 3.5, 2), ("norm", -1), ("linear", "3", 2)])
+@pytest.mark.parametrize(
+    "layer", [("pool", 2), ("linear", 3.5, 2), ("norm", -1), ("linear", "3", 2), ("linear", 3), ("norm", 2, 2)]
+)
 def test_what_is_no_layer(layer):
     with pytest.raises(ValueError, match="a layer is one of linear, conv, norm, embedding"):
         memory.count([layer])
