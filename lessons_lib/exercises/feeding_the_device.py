@@ -352,7 +352,7 @@ def _consume(fn, source, depth, leaves_after, seen):
             seen["items"].append(item)
             if len(seen["items"]) == 1:
                 full = source.reaches(min(1 + depth, source.num_items), within_s=2)
-                if full:
+                if full and source.num_items > 2 + depth:
                     source.reaches(1 + depth + 2, within_s=0.15)
                 seen["filled"], seen["ahead"] = full, source.taken - 1
             if len(seen["items"]) == leaves_after:
@@ -374,10 +374,10 @@ def _watched(fn, num_items, depth, fails_at, leaves_after):
             loaders = source.threads - {user}
             if not user.is_alive() or (loaders and not any(thread.is_alive() for thread in loaders)):
                 break
-        user.join(0.3)
+        user.join(0.5)
         hangs = user.is_alive()
         for thread in () if hangs else loaders:
-            thread.join(1)
+            thread.join(2)
     finally:
         threading.excepthook = hook
     value = {
