@@ -7,6 +7,7 @@ import hashlib
 import json
 import re
 from math import ceil
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ def write_shards(folder, records, shard_samples):
     if not isinstance(records, np.ndarray) or records.dtype != np.uint8 or records.ndim != 2 or not records.size:
         told = f"{records.dtype} {records.shape}" if isinstance(records, np.ndarray) else type(records).__name__
         raise TypeError(f"records must be a uint8 array (N, record_bytes) with N ≥ 1, not {told}")
-    if not isinstance(shard_samples, int) or shard_samples < 1:
+    if not isinstance(shard_samples, Integral) or shard_samples < 1:
         raise ValueError(f"shard_samples must be an int of at least 1, not {shard_samples!r}")
     manifest = {"record_bytes": records.shape[1], "shards": []}
     for start in range(0, len(records), shard_samples):
@@ -71,8 +72,13 @@ def damage(folder):
             found.append(f"{shard['file']} is missing")
         elif (size := path.stat().st_size) != shard["bytes"]:
             found.append(f"{shard['file']} holds {size} bytes instead of {shard['bytes']}")
-        elif hashlib.sha256(path.read_bytes()).hexdigest() != shard["sha256"]:
-            found.append(f"{shard['file']} does not have the sha256 of the manifest")
+        else:
+            digest = hashlib.sha256()
+            with open(path, "rb") as file:
+                while block := file.read(2**20):
+                    digest.update(block)
+            if digest.hexdigest() != shard["sha256"]:
+                found.append(f"{shard['file']} does not have the sha256 of the manifest")
     return found
 
 
@@ -96,7 +102,7 @@ class ShardStream(IterableDataset):
         least = {"rank": (rank, 0), "seed": (seed, 0)}
         least |= {"world_size": (world_size, 1), "batch_size": (batch_size, 1), "buffer": (buffer, 1)}
         for name, (value, low) in least.items():
-            if not isinstance(value, int) or value < low:
+            if not isinstance(value, Integral) or value < low:
                 raise ValueError(f"{name} must be an int of at least {low}, not {value!r}")
         if rank >= world_size:
             raise ValueError(f"rank must be below world_size={world_size}, not {rank}")
@@ -107,6 +113,9 @@ class ShardStream(IterableDataset):
 
     def set_epoch(self, epoch, skip_batches=0):
         """Choose the epoch that comes next, from its batch `skip_batches` on: what was skipped is not read."""
+        for name, value in (("epoch", epoch), ("skip_batches", skip_batches)):
+            if not isinstance(value, Integral) or value < 0:
+                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
         self.epoch, self.skip_batches = epoch, skip_batches
 
     def __iter__(self):

@@ -181,6 +181,12 @@ def test_a_stream_names_the_argument_that_is_wrong(folder, name, value):
         ShardStream(folder, **{"world_size": 2} | {name: value})
 
 
+@pytest.mark.parametrize("wrong", [{"epoch": -1}, {"epoch": 0.5}, {"epoch": 0, "skip_batches": -2}])
+def test_an_epoch_that_is_none_is_refused(folder, wrong):
+    with pytest.raises(ValueError, match="must be an int of at least 0"):
+        ShardStream(folder).set_epoch(**wrong)
+
+
 def test_mapped_records_take_any_index_and_travel_without_the_map(tmp_path):
     (tmp_path / "all.bin").write_bytes(RECORDS.tobytes())
     mapped = MappedRecords(tmp_path / "all.bin", 4, transform=torch.from_numpy)
