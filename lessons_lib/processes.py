@@ -20,6 +20,7 @@ from .rank import main
 
 # How long a failure waits for what the other ranks have to say about it, and texts for those of ranks before them.
 GRACE_S, ORDER_S = 0.3, 0.05
+END_S = 1.5  # how long a busy system may take to end a process whose pipe it has closed
 
 
 def start_method():
@@ -177,7 +178,7 @@ class Ranks:
         trace = Trace.merged([data[-1] for kind, data in self._reports.values() if kind != "ended" and data[-1]])
         for rank, (kind, _) in sorted(self._reports.items()):
             if kind == "ended":
-                self._processes[rank].join(GRACE_S)
+                self._processes[rank].join(END_S)
                 how = _how_it_ended(self._processes[rank].exitcode, self._kills_before)
                 raise RankFailed(rank, f"rank {rank} {how}", trace=trace)
         errors = {rank: data for rank, (kind, data) in sorted(self._reports.items()) if kind == "error"}
