@@ -107,7 +107,7 @@ class Communicator:
 
         Args:
             tensor: any shape and dtype; part of a `buffer` is reduced without a copy.
-            op: "sum", "mean", "max" or "min".
+            op: "sum", "mean", "max" or "min" (nan wins; with algorithm="torch" not always).
             async_op: return at once, with a handle whose `wait()` returns when it is done.
 
         Communication: see the algorithm; 2(N-1)/N of the payload a rank for ring, direct and halving-doubling.
