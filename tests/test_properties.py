@@ -110,7 +110,8 @@ def values(case, rank, numel):
         info = torch.finfo(case.dtype)
         odd = [torch.nan, torch.inf, -torch.inf, info.max, info.min, info.tiny, info.tiny / 4, 0.0, -0.0, 1.0, -1.5]
         return torch.tensor(odd, dtype=case.dtype)[torch.randint(0, len(odd), (numel,), generator=draw)]
-    scale = 10 ** (torch.rand(numel, generator=draw) * 6 - 3) if case.values == "wide" else 1
+    powers = torch.tensor([2.0**power for power in range(-10, 11)])  # the same bits on any number of threads
+    scale = powers[torch.randint(0, 21, (numel,), generator=draw)] if case.values == "wide" else 1
     return (torch.randn(numel, generator=draw, dtype=torch.float64) * scale).to(case.dtype)
 
 
