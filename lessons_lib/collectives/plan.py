@@ -32,7 +32,8 @@ class Part(NamedTuple):
 class Step:
     """One round of one segment for one rank.
 
-    `readers` maps a rank to the number of steps it must have ended before this rank may write what it takes here.
+    `readers` maps a rank to the number of steps it must have ended before this rank may write what it takes here;
+    `written` is the number of steps after which this rank itself has written what it copies over here.
     """
 
     number: int
@@ -40,6 +41,7 @@ class Step:
     outgoing: list = field(default_factory=list)
     incoming: list = field(default_factory=list)
     readers: dict = field(default_factory=dict)
+    written: int = 0
 
 
 @dataclass
@@ -104,6 +106,8 @@ def make_plan(schedule, rank, numel, num_segments=1):
                 step.incoming.append(Part(src, _joined(bounds), size, op, queued[src], ready))
                 for chunk in chunks:
                     step.readers.update(last_read.get((chunk, segment), {}))
+                    if op == "copy":
+                        step.written = max(step.written, last_write.get((rank, chunk, segment), 0))
         steps.append(step)
         for src, dst, chunk, _ in schedule.rounds[number]:
             last_write[dst, chunk, segment] = len(steps)

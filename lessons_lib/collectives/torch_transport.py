@@ -56,10 +56,10 @@ class TorchTransport(Transport):
     def global_rank(self, rank):
         return dist.get_global_rank(self.group, rank) if self.group is not None else rank
 
-    def post(self, function, tensor, peer):
+    def post(self, function, tensor, peer, tag=0):
         """Begin a `dist.isend` or `dist.irecv`; its work."""
         try:
-            return function(tensor, self.global_rank(peer), self.group)
+            return function(tensor, self.global_rank(peer), self.group, tag)
         except RuntimeError as error:
             raise self._failed(peer, error) from error
 
@@ -117,11 +117,12 @@ class TorchTransport(Transport):
         return heard_s
 
     def start(self, operations):
-        """Post (function, tensor, peer) together; one work each. NCCL needs them in one group to avoid a deadlock."""
-        if all(tensor.is_cpu for _, tensor, _ in operations):
+        """Post (function, tensor, peer, tag) together; a work each. NCCL needs them in one group, or it deadlocks."""
+        if all(tensor.is_cpu for _, tensor, _, _ in operations):
             return [self.post(*operation) for operation in operations]
         batch = [
-            dist.P2POp(function, tensor, self.global_rank(peer), self.group) for function, tensor, peer in operations
+            dist.P2POp(function, tensor, self.global_rank(peer), self.group, tag)
+            for function, tensor, peer, tag in operations
         ]
         works = dist.batch_isend_irecv(batch)
         return works if len(works) == len(batch) else works * len(batch)
@@ -163,55 +164,59 @@ class TorchTransport(Transport):
 
 
 class Window:
-    """One rank's `plan` on a tensor. Messages are on their way while those before them are added.
+    """One rank's `plan` on a tensor. While what has come is added, messages of later steps are on their way.
 
-    A round's messages are sent without waiting for their takers; what comes in the round after it is awaited already,
-    where this cannot overwrite what is still needed.
+    Every step's messages carry its number as their tag, so that they may leave as soon as what they carry is there.
     """
 
     def __init__(self, transport, plan, flat, reduce):
         self._transport, self._plan, self._flat, self._reduce = transport, plan, flat, reduce
-        self._looks_ahead = flat.is_cpu and not transport.wire and transport.trace is None
+        looks_ahead = flat.is_cpu and not transport.wire and transport.trace is None
+        self._num_ahead = plan.num_rounds if looks_ahead else 0
         self._room = max((_added(step) for step in plan.steps), default=0)
-        self._scratch = transport.scratch(2 * self._room, flat) if self._room else None
-        self._early, self._leaving = None, []
+        self._scratch = transport.scratch((self._num_ahead + 1) * self._room, flat) if self._room else None
+        self._arrivals, self._leaving, self._sent, self._num_expected = {}, [], set(), 0
 
     def post(self, step):
-        self._wait_until_read(step.readers)
-        leaving = [(dist.isend, piece, part.peer) for part in step.outgoing for piece in self._pieces(part)]
-        if self._early is None:
-            landings = self._landings(step)
-            works = self._transport.start(_receives(landings) + leaving)
-            self._arrivals, works = list(zip(works, landings, strict=False)), works[len(landings) :]
-        else:
-            self._arrivals, works = self._early, self._transport.start(leaving)
+        """Begin what comes and goes in this step, and in the steps soon after it as far as that can be."""
+        soon = self._plan.steps[step.number : step.number + self._num_ahead + 1]
+        coming, going = self._next_landings(soon, step.number), self._next_to_send(soon, step.number)
+        works = self._transport.start(
+            [(dist.irecv, landing, part.peer, number + 1) for number, part, _, landing in coming]
+            + [(dist.isend, piece, peer, number + 1) for number, peer, piece in going]
+        )
         self._posted_s = now_s()
-        self._leaving += [(work, peer, step.number) for work, (_, _, peer) in zip(works, leaving, strict=True)]
-        self._early = self._receive_ahead(step)
+        for work, (number, *arrival) in zip(works, coming, strict=False):
+            self._arrivals[number].append((work, *arrival))
+        sends = zip(works[len(coming) :], going, strict=True)
+        self._leaving += [(work, peer, number) for work, (number, peer, _) in sends]
 
-    def _receive_ahead(self, step):
-        """Begin to receive what the round after `step` needs, if nothing of this round reads or writes there."""
-        following = self._plan.steps[step.number + 1 : step.number + 2]
-        if not self._looks_ahead or not following or step.number + 1 in following[0].readers.values():
-            return None
-        written = [piece for part in step.incoming for piece in part.slices]
-        copied = [piece for part in following[0].incoming if part.op == "copy" for piece in part.slices]
-        if any(start < stop and begin < end for begin, stop in written for start, end in copied):
-            return None
-        self._wait_until_read(following[0].readers)
-        landings = self._landings(following[0])
-        return list(zip(self._transport.start(_receives(landings)), landings, strict=True))
+    def _next_to_send(self, soon, num_ended):
+        """(step number, to whom, what) of all that is ready to leave and has not left yet."""
+        ready = [(step.number, part) for step in soon for part in step.outgoing if part.ready <= num_ended]
+        ready = [(number, part) for number, part in ready if id(part) not in self._sent]
+        self._sent.update(id(part) for _, part in ready)
+        return [(number, part.peer, piece) for number, part in ready for piece in self._pieces(part)]
 
-    def _landings(self, step):
-        """(part, where it goes, where it lands) of all that comes in `step`; what is added lands in scratch first."""
-        found, used = [], self._room * (step.number % 2)
-        for part in step.incoming:
-            for target in self._pieces(part):
-                landing = target
-                if part.op == "add":
-                    landing = self._scratch[used : used + target.numel()]
-                    used += target.numel()
-                found.append((part, target, landing))
+    def _next_landings(self, soon, num_ended):
+        """(step number, part, where it goes, where it lands) of what may come now: nothing still needs that memory.
+
+        What is to be added lands in scratch first.
+        """
+        found = []
+        for step in soon[self._num_expected - num_ended :]:
+            if max(step.written, *step.readers.values(), 0) > num_ended:
+                break
+            self._wait_until_read(step.readers)
+            self._num_expected, self._arrivals[step.number] = step.number + 1, []
+            used = self._room * (step.number % (self._num_ahead + 1))
+            for part in step.incoming:
+                for target in self._pieces(part):
+                    landing = target
+                    if part.op == "add":
+                        landing = self._scratch[used : used + target.numel()]
+                        used += target.numel()
+                    found.append((step.number, part, target, landing))
         return found
 
     def _pieces(self, part):
@@ -229,7 +234,8 @@ class Window:
 
     def take(self, part, step):
         transport, size = self._transport, part.numel * self._flat.element_size()
-        mine = [(work, target, landing) for work, (other, target, landing) in self._arrivals if other is part]
+        arrivals = self._arrivals[step.number]
+        mine = [(work, target, landing) for work, other, target, landing in arrivals if other is part]
         wait_s = ready_s = now_s()
         if transport.wire or transport.trace is not None:
             was_there = all(work.is_completed() for work, *_ in mine)
@@ -248,7 +254,7 @@ class Window:
             transport.trace.message(transport.rank, part, size, wait_s, ready_s, start_s)
 
     def finish(self, step):
-        """Nothing: the next rounds wait for what they need."""
+        del self._arrivals[step.number]
 
     def close(self):
         for work, peer, _ in self._leaving:
@@ -258,7 +264,3 @@ class Window:
 
 def _added(step):
     return sum(part.numel for part in step.incoming if part.op == "add")
-
-
-def _receives(landings):
-    return [(dist.irecv, landing, part.peer) for part, _, landing in landings]
