@@ -111,7 +111,7 @@ class Exercise:
         if is_stub(answer):
             return self._not_attempted()
         if not callable(answer):
-            message = f"`check` takes the function itself, without brackets: `.check({self.name})`."
+            message = f"`check` takes the function itself, without brackets: `exercise.{self.name}.check({self.name})`."
             return Verdict(self.name, "not attempted", message)
         outcomes = []
         for case in self.cases:
@@ -124,7 +124,7 @@ class Exercise:
             found = self._difference(expected, outcomes[-1])
             if found is not None:
                 hint = self._hint_for(answer, outcomes)
-                more = "" if hint else " `.hint()` gives a nudge."
+                more = "" if hint else f" `exercise.{self.name}.hint()` gives a nudge."
                 return Verdict(self.name, "not yet", f"`{self._call(case)}`{found}.{more}", hint)
         return Verdict(self.name, "correct", self._price(expected, outcomes[-1]))
 
@@ -132,7 +132,7 @@ class Exercise:
         """The next hint; after the last one, a word about `solution()`, and then the first again."""
         given, self._hints_given = self._hints_given, (self._hints_given + 1) % (len(self.hints) + 1)
         if given == len(self.hints):
-            return Hint(f"No more hints for {self.name}: `.solution()` shows a way to write it.")
+            return Hint(f"No more hints: `exercise.{self.name}.solution()` shows a way to write {self.name}.")
         return Hint(f"Hint {given + 1} of {len(self.hints)}: {self.hints[given]}")
 
     def source(self):
@@ -144,7 +144,8 @@ class Exercise:
         print(self.source(), end="")
 
     def _not_attempted(self):
-        message = f"Write `{self.name}` above, run its cell, then run this one. `.hint()` gives a nudge."
+        nudge = f"`exercise.{self.name}.hint()` gives a nudge."
+        message = f"Write `{self.name}` above, run its cell, then run this one. {nudge}"
         return Verdict(self.name, "not attempted", message)
 
     def _run(self, fn, case, quiet=True):
