@@ -4,6 +4,7 @@ Before its data, every message says in a header what its sender is doing, so tha
 tensors are cut into segments: while one is added, the next is on its way.
 """
 
+import zlib
 from datetime import timedelta
 
 import torch
@@ -16,7 +17,7 @@ from .transport import Transport, describe
 ReduceOp = dist.ReduceOp
 TORCH_OPS = {"sum": ReduceOp.SUM, "mean": ReduceOp.SUM, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
 HEADER_BYTES = 256
-MESSAGE_BYTES = 1 << 20
+MESSAGE_BYTES = 4 << 20
 
 
 class TorchTransport(Transport):
@@ -70,27 +71,23 @@ class TorchTransport(Transport):
         data = data.to(self._header_device)
         return self.post(dist.isend, data, dst), data
 
-    def check_header(self, call, src, expected=None):
-        """Receive what rank `src` says it is doing, and compare it with `expected` (the same call, if None)."""
+    def expect_header(self, src):
         data = torch.empty(HEADER_BYTES, dtype=torch.uint8, device=self._header_device)
+        return self.post(dist.irecv, data, src), data
+
+    def check_header(self, call, src, header, expected):
+        """Compare what rank `src` says it is doing, in `header`, with `expected`."""
         self._doing = call
-        self.wait(self.post(dist.irecv, data, src), src)
+        work, data = header
+        self.wait(work, src)
         theirs = bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
-        if theirs != (expected or call):
+        if theirs != expected:
             raise CollectiveMismatch({self.rank: call, src: theirs})
 
     def agree(self, call, note=""):
-        self.meet(call, [rank for rank in range(self.world_size) if rank != self.rank])
+        Greeting(self, call, [rank for rank in range(self.world_size) if rank != self.rank]).end()
         self.idle()
         return [note] * self.world_size
-
-    def meet(self, call, peers):
-        """Tell `peers` what this rank is about to do, and hear the same from them."""
-        sends = [(self.send_header(call, rank), rank) for rank in peers]
-        for rank in peers:
-            self.check_header(call, rank)
-        for (work, _), rank in sends:
-            self.wait(work, rank)
 
     def idle(self):
         """Say, to errors, that this rank is back in its own code."""
@@ -108,7 +105,8 @@ class TorchTransport(Transport):
 
     def recv(self, tensor, src):
         kind = describe(tensor)
-        self.check_header(f"recv({kind}, src={src})", src, expected=f"send({kind}, dst={self.rank})")
+        call = f"recv({kind}, src={src})"
+        self.check_header(call, src, self.expect_header(src), expected=f"send({kind}, dst={self.rank})")
         heard_s = now_s()
         self.wait(self.post(dist.irecv, tensor, src), src)
         if self.wire:
@@ -141,8 +139,7 @@ class TorchTransport(Transport):
         return torch.zeros(numel, dtype=dtype)
 
     def window(self, call, plan, flat, reduce):
-        self.meet(call, plan.peers)
-        return Window(self, plan, flat, reduce)
+        return Window(self, call, plan, flat, reduce)
 
     # --- whole collectives, left to torch ----------------------------------------------------------------------------
 
@@ -163,15 +160,41 @@ class TorchTransport(Transport):
             dist.destroy_process_group()
 
 
+class Greeting:
+    """Tells `peers` what this rank is about to do, and hears the same from them: it may be checked later."""
+
+    def __init__(self, transport, call, peers):
+        self._transport, self._call = transport, call
+        self._told = [(*transport.send_header(call, rank), rank) for rank in peers]
+        self._heard = {rank: transport.expect_header(rank) for rank in peers}
+
+    def check(self, peer):
+        """Raise `CollectiveMismatch` if rank `peer` is in another call."""
+        if peer in self._heard:
+            self._transport.check_header(self._call, peer, self._heard.pop(peer), self._call)
+
+    def end(self):
+        """Check whoever has not been yet."""
+        for peer in list(self._heard):
+            self.check(peer)
+        for work, _, peer in self._told:
+            self._transport.wait(work, peer)
+        self._told = []
+
+
 class Window:
     """One rank's `plan` on a tensor. While what has come is added, messages of later steps are on their way.
 
-    Every step's messages carry its number as their tag, so that they may leave as soon as what they carry is there.
+    The tag of a message says which step of which call it belongs to. So it may leave as soon as what it carries is
+    there, and what a rank sends that is in another call is never taken for something else.
     """
 
-    def __init__(self, transport, plan, flat, reduce):
+    def __init__(self, transport, call, plan, flat, reduce):
         self._transport, self._plan, self._flat, self._reduce = transport, plan, flat, reduce
+        self._greeting, self._first_tag = Greeting(transport, call, plan.peers), 1 + zlib.crc32(call.encode()) % 2**30
         looks_ahead = flat.is_cpu and not transport.wire and transport.trace is None
+        if not looks_ahead:
+            self._greeting.end()
         self._num_ahead = plan.num_rounds if looks_ahead else 0
         self._room = max((_added(step) for step in plan.steps), default=0)
         self._scratch = transport.scratch((self._num_ahead + 1) * self._room, flat) if self._room else None
@@ -182,8 +205,8 @@ class Window:
         soon = self._plan.steps[step.number : step.number + self._num_ahead + 1]
         coming, going = self._next_landings(soon, step.number), self._next_to_send(soon, step.number)
         works = self._transport.start(
-            [(dist.irecv, landing, part.peer, number + 1) for number, part, _, landing in coming]
-            + [(dist.isend, piece, peer, number + 1) for number, peer, piece in going]
+            [(dist.irecv, landing, part.peer, self._first_tag + number) for number, part, _, landing in coming]
+            + [(dist.isend, piece, peer, self._first_tag + number) for number, peer, piece in going]
         )
         self._posted_s = now_s()
         for work, (number, *arrival) in zip(works, coming, strict=False):
@@ -234,6 +257,7 @@ class Window:
 
     def take(self, part, step):
         transport, size = self._transport, part.numel * self._flat.element_size()
+        self._greeting.check(part.peer)
         arrivals = self._arrivals[step.number]
         mine = [(work, target, landing) for work, other, target, landing in arrivals if other is part]
         wait_s = ready_s = now_s()
@@ -257,6 +281,7 @@ class Window:
         del self._arrivals[step.number]
 
     def close(self):
+        self._greeting.end()
         for work, peer, _ in self._leaving:
             self._transport.wait(work, peer)
         self._transport.idle()
