@@ -5,6 +5,8 @@ import html
 import os
 import random
 import re
+import subprocess
+import sys
 import textwrap
 
 import numpy as np
@@ -289,6 +291,18 @@ def test_verdicts_hold_nothing_that_changes_from_run_to_run():
     for answer in (raising, lambda values: object(), lambda values: [object()]):
         text = repr(exercise().check(answer))
         assert "0x" not in text and "ipykernel" not in text
+
+
+def test_a_check_under_a_profiler_ends():
+    script = """
+        import cProfile
+        from lessons_lib.exercises import momentum_to_adam as exercise
+
+        with cProfile.Profile():
+            print(exercise.momentum_step.check(exercise.momentum_step.reference).state)
+        """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, timeout=60)
+    assert done.stdout == "correct\n", done.stderr
 
 
 def test_what_reference_and_mistakes_print_stays_hidden(capsys):

@@ -78,11 +78,13 @@ class _TimeUp(BaseException):
 def _time_limit(seconds):
     """Raise `_TimeUp` in this thread, between two steps of Python, once the body has run for `seconds`."""
     thread, lock, done = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
+    raised = threading.Event()
 
     def watch():
         if not done.wait(seconds):
             with lock:
                 if not done.is_set():
+                    raised.set()
                     ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TimeUp))
 
     threading.Thread(target=watch, daemon=True).start()
@@ -91,7 +93,8 @@ def _time_limit(seconds):
     finally:
         with lock:
             done.set()
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+        if raised.is_set():  # take it back if it has not come yet
+            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
 @contextlib.contextmanager
