@@ -30,7 +30,7 @@ def simulate(schedule, size_bytes, links, spans=None):
         spans: whether to keep what each rank did; by default for schedules of up to 20,000 messages.
 
     Returns:
-        `Simulation`. For the ring, total_s = 2(N-1)(α + βM/N) with β in seconds a byte.
+        `Simulation`. For the ring, total_s = 2(N-1)(α + M/(Nβ)) with latency α and bandwidth β.
     """
     check_is_schedule(schedule)
     if not isinstance(links, Links):
