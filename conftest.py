@@ -1,10 +1,18 @@
 """What every test session shares: notebooks may be slow to print, and a browser may be required."""
 
+import signal
+
 
 def pytest_addoption(parser):
     group = parser.getgroup("gradient-to-cluster")
     group.addoption("--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium")
     group.addoption("--fresh-environment", action="store_true", help="install binder/ into a new environment (minutes)")
+
+
+def pytest_configure(config):
+    """Shells start background jobs with interrupts ignored, and every process below would ignore them too."""
+    if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_itemcollected(item):
