@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 
 from lessons_lib import CollectiveMismatch, Links, RankFailed, launch
 from lessons_lib.data import ShardSampler, batches, digits
@@ -304,3 +305,45 @@ def test_fit_tells_each_step_and_refuses_negative_epochs():
         fit(*arguments, batch_size=32, epochs=-1)
     with pytest.raises(ValueError, match="batch_size"):
         fit(*arguments, batch_size=0)
+
+
+class Checkpointed(nn.Module):
+    """Blocks that are computed again in the backward pass; the second may be the first once more."""
+
+    def __init__(self, shared, reentrant):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last = nn.Linear(4, 8).double(), nn.Linear(8, 1).double()
+        self.block = nn.Linear(8, 8).double()
+        self.again = self.block if shared else nn.Linear(8, 8).double()
+        self.reentrant = reentrant
+
+    def forward(self, x):
+        h = self.first(x)
+        for block in (self.block, self.again):
+            h = torch.tanh(checkpoint(block, h, use_reentrant=self.reentrant))
+        return self.last(h)
+
+
+def checkpointed_gradients(comm, model, overlap):
+    net = DataParallel(model, comm, bucket_cap_mb=MANY_BUCKETS, overlap=overlap)
+    x = torch.linspace(-1, 1, 32, dtype=torch.float64).view(8, 4)
+    for _ in range(2):
+        net.zero_grad()
+        net(x[comm.rank :: comm.world_size]).square().mean().backward()
+    return [parameter.grad.clone() for parameter in net.parameters()]
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("reentrant", [False, True])
+@pytest.mark.parametrize("shared", [False, True])
+def test_checkpointed_blocks_are_averaged_or_refused(shared, reentrant, overlap):
+    model = Checkpointed(shared, reentrant)
+    if shared and reentrant and overlap:
+        with pytest.raises(RankFailed, match="a gradient has grown after it was averaged"):
+            launch(checkpointed_gradients, model, overlap, world_size=2)
+        return
+    expected = launch(checkpointed_gradients, model, overlap, world_size=1)[0]
+    for gradients in launch(checkpointed_gradients, model, overlap, world_size=2):
+        for found, right in zip(gradients, expected, strict=True):
+            torch.testing.assert_close(found, right, rtol=1e-12, atol=1e-14)

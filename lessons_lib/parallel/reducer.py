@@ -28,7 +28,7 @@ class Reducer:
         self._weight, self._weight_unit = None, 1.0
         self._make_buckets(parameters, cap_bytes)
         for bucket in self._buckets:
-            for parameter, _ in bucket.pairs:
+            for parameter, _ in bucket.pairs.values():
                 parameter.register_post_accumulate_grad_hook(partial(self._ready, bucket))
 
     def _make_buckets(self, parameters, cap_bytes):
@@ -46,7 +46,7 @@ class Reducer:
             groups.append([])
         self._buckets = [Bucket(group, self.comm, num_flags if group is groups[-1] else 0) for group in groups]
         self._flags = self._buckets[-1].flat[-num_flags:]  # which gradients this rank has, and of how many samples
-        self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs]
+        self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs.values()]
         self._next, self._mine = None, None
 
     def _ready(self, bucket, parameter):
@@ -56,7 +56,13 @@ class Reducer:
         if self._next is None:
             self._begin()
         if self._overlap:
-            bucket.fill(*bucket.missing.pop(id(parameter)))
+            if bucket in self._buckets[: self._next]:
+                raise RuntimeError(
+                    "a gradient has grown after it was averaged, as that of a shared weight does in torch's "
+                    "checkpoint(use_reentrant=True): use use_reentrant=False, or DataParallel(overlap=False)"
+                )
+            bucket.fill(*bucket.pairs[id(parameter)])
+            bucket.missing.pop(id(parameter), None)
             while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
                 self._reduce_next(async_op=True)
 
@@ -65,7 +71,7 @@ class Reducer:
         self._next = 0
         weight = self.num_samples / self._weight_unit if self._weight_by_batch else 1 / self.comm.world_size
         for bucket in self._buckets:
-            bucket.missing = {id(pair[0]): pair for pair in bucket.pairs}
+            bucket.missing = bucket.pairs.copy()
             if weight != self._weight:
                 bucket.weight = torch.tensor(weight, dtype=bucket.weight.dtype)
         self._weight = weight
@@ -109,14 +115,18 @@ class Reducer:
 
 
 class Bucket:
-    """Gradients of several parameters in one flat buffer; `pairs`: each parameter and its part, in its shape."""
+    """Gradients of several parameters in one flat buffer.
+
+    `pairs`: of each parameter, by its id (hashing it costs more), itself and its part of the buffer, in its shape;
+    `missing`: those pairs whose gradient has not come yet in this pass.
+    """
 
     def __init__(self, parameters, comm, extra):
         numel = sum(parameter.numel() for parameter in parameters)
         self.flat = comm.buffer(numel + extra, parameters[0].dtype if parameters else torch.float32)
         self.gradients = self.flat[:numel]
         parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
-        self.pairs = [(p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)]
+        self.pairs = {id(p): (p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)}
         self.missing, self.work = {}, None
         # Multiplying by a tensor is faster than by a number, most of all by one of the same dtype, if that is exact.
         self.weight = torch.tensor(0.0, dtype=self.flat.dtype if self.flat.dtype in FLAG_DTYPES else torch.float64)
