@@ -1,7 +1,9 @@
 """The library of Gradient to Cluster: real ranks from a notebook cell, collectives as data, and trainers to read."""
 
-from .collectives import CollectiveMismatch, Communicator, InvalidSchedule, Links, RankFailed
+from .comm import Communicator
+from .errors import CollectiveMismatch, InvalidSchedule, RankFailed
 from .launch import Results, connect, launch, warm_up
+from .schedules import Links
 
 __version__ = "0.1.0"
 __all__ = [

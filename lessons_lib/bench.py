@@ -20,15 +20,16 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .collectives import Communicator, Links, SharedMemoryTransport, ring, simulate
-from .collectives.memory import Block
-from .collectives.shared_memory import board_bytes
+from .comm import Communicator, SharedMemoryTransport
+from .comm.block import Block
+from .comm.shared_memory import board_bytes
 from .devices import machine_line
 from .launch import launch
 from .losses import cross_entropy
 from .models import SimpleCNN, mlp
 from .optim import Adam
 from .parallel import DataParallel
+from .schedules import Links, ring, simulate
 
 KB, MB = 1 << 10, 1 << 20
 

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from lessons_lib import Links, devices, launch, losses, models
-from lessons_lib.collectives import Message, Schedule, chunk_bounds, count, ring, simulate, verify
 from lessons_lib.parallel import DataParallel
+from lessons_lib.schedules import Message, Schedule, chunk_bounds, count, ring, simulate, verify
 from lessons_lib.train import fit
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lessons_lib import CollectiveMismatch, Links, RankFailed, launch
-from lessons_lib.collectives import ALGORITHMS, Message, Schedule, chunk_bounds, count, ring
+from lessons_lib.schedules import ALGORITHMS, Message, Schedule, chunk_bounds, count, ring
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TRANSPORTS = ("shared_memory", "torch")

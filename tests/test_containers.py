@@ -17,8 +17,9 @@ from left_behind import nothing_is_left_behind  # noqa: F401
 from rerun import ROOT
 from test_devices import V1, V2, write
 
-from lessons_lib import RankFailed, devices, launch, processes
-from lessons_lib.collectives import check
+from lessons_lib import RankFailed, devices, launch
+from lessons_lib.comm import check
+from lessons_lib.launch import processes
 from lessons_lib.losses import cross_entropy
 from lessons_lib.models import mlp
 from lessons_lib.optim import Adam

@@ -16,7 +16,8 @@ import pytest
 import torch
 from left_behind import nothing_is_left_behind, wait_until  # noqa: F401
 
-from lessons_lib import CollectiveMismatch, RankFailed, launch, processes
+from lessons_lib import CollectiveMismatch, RankFailed, launch
+from lessons_lib.launch import processes
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TRANSPORTS = ("shared_memory", "torch")

@@ -9,12 +9,15 @@ import pytest
 PACKAGE = "lessons_lib"
 NOTEBOOKS, ROOT = 5, 3  # the floor of the lessons; of `import lessons_lib` itself, which offers launch and connect
 FLOORS = {
-    **dict.fromkeys(("optim", "losses", "models", "data", "devices", "autograd", "memory", "shards"), 0),
-    "collectives": 1,
+    **dict.fromkeys(("autograd", "data", "devices", "errors", "losses", "memory", "models"), 0),
+    **dict.fromkeys(("optim", "shards", "trace"), 0),
+    "schedules": 0.5,
+    "comm": 1,
     "parallel": 2,
-    **dict.fromkeys(("launch", "processes", "rank", "prints", "train", "bench", "__main__"), 3),
+    **dict.fromkeys(("launch", "train", "bench", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }
+WITHOUT_TORCH = "schedules"  # and all that it imports
 APART = [("show", "exercises")]  # on one floor, but neither may know the other
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -71,7 +74,7 @@ def violations(repository):
                 where = f"notebooks/{path.name}, cell {number}"
                 for line, target in imports(tree, "notebook", False, known):
                     problems += check(f"{where}, line {line}", "the notebook", NOTEBOOKS, target, known)
-    return problems + circles(graph)
+    return problems + circles(graph) + torch_below(graph, known, repository)
 
 
 def check(where, module, own_floor, target, known):
@@ -105,6 +108,22 @@ def circles(graph):
     return problems
 
 
+def torch_below(graph, known, repository):
+    """Each import of torch in what must do without, and in all that is imported there."""
+    problems, todo = [], [name for name in graph if name.split(".")[1:2] == [WITHOUT_TORCH]]
+    seen = set(todo)
+    for module in todo:
+        for node in ast.walk(ast.parse(known[module].read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) and not node.level else []
+            if any(name.split(".")[0] == "torch" for name in names):
+                where = known[module].relative_to(repository).as_posix()
+                problems.append(f"{where}:{node.lineno}: {module} imports torch, which {WITHOUT_TORCH} does without")
+        todo += [name for name in graph.get(module, {}) if name in known and name not in seen]
+        seen.update(graph.get(module, {}))
+    return problems
+
+
 def test_imports_go_down_and_never_in_a_circle():
     assert not (problems := violations(REPOSITORY)), "\n".join(problems)
 
@@ -112,11 +131,14 @@ def test_imports_go_down_and_never_in_a_circle():
 SOUND = {
     "lessons_lib/__init__.py": "from .launch import launch\n",
     "lessons_lib/losses.py": "import torch\n",
-    "lessons_lib/collectives/__init__.py": "from .ring import ring\n",
-    "lessons_lib/collectives/schedule.py": "",
-    "lessons_lib/collectives/ring.py": "from .schedule import Schedule\nfrom .. import losses\n",
-    "lessons_lib/parallel/data.py": "from lessons_lib.collectives import ring\n",
-    "lessons_lib/launch.py": "from .collectives import ring\nimport lessons_lib.parallel.data\n",
+    "lessons_lib/trace.py": "import time\n",
+    "lessons_lib/schedules/__init__.py": "from .ring import ring\n",
+    "lessons_lib/schedules/schedule.py": "",
+    "lessons_lib/schedules/ring.py": "from .schedule import Schedule\nfrom .. import trace\n",
+    "lessons_lib/comm/transport.py": "import torch\nfrom ..schedules import ring\n",
+    "lessons_lib/parallel/data.py": "from lessons_lib.schedules import ring\n",
+    "lessons_lib/launch/__init__.py": "from .launch import launch\n",
+    "lessons_lib/launch/launch.py": "from ..comm import transport\nimport lessons_lib.parallel.data\n",
     "lessons_lib/show/lines.py": "from ..launch import launch\n",
     "lessons_lib/exercises/core.py": "from lessons_lib import launch\n",
 }
@@ -150,17 +172,24 @@ UP = "imports lessons_lib.{} (floor {}): up"
 @pytest.mark.parametrize(
     "path, source, expected",
     [
-        ("lessons_lib/losses.py", "from .collectives.ring import ring\n", ":2: lessons_lib.losses (floor 0) imports"),
+        ("lessons_lib/losses.py", "from .schedules.ring import ring\n", ":2: lessons_lib.losses (floor 0) imports"),
         ("lessons_lib/losses.py", "def f():\n    from lessons_lib import launch\n", ":3: " + "lessons_lib.losses"),
-        ("lessons_lib/collectives/ring.py", "from ..parallel import data\n", UP.format("parallel.data", 2)),
+        ("lessons_lib/schedules/ring.py", "from ..comm import transport\n", UP.format("comm.transport", 1)),
+        ("lessons_lib/schedules/ring.py", "from ..parallel import data\n", UP.format("parallel.data", 2)),
+        ("lessons_lib/schedules/ring.py", "def f():\n    import torch.nn\n", "imports torch, which schedules"),
+        ("lessons_lib/trace.py", "from torch import nn\n", ":2: lessons_lib.trace imports torch, which schedules"),
         ("lessons_lib/parallel/data.py", "import lessons_lib.launch as start\n", UP.format("launch", 3)),
-        ("lessons_lib/launch.py", "from lessons_lib.show.lines import x\n", UP.format("show.lines", 4)),
+        ("lessons_lib/launch/launch.py", "from lessons_lib.show.lines import x\n", UP.format("show.lines", 4)),
         ("lessons_lib/exercises/core.py", "from ..show import lines\n", "these two stay apart"),
-        ("lessons_lib/collectives/schedule.py", "from . import ring\n", "a circle, lessons_lib.collectives.ring"),
-        ("lessons_lib/collectives/ring.py", "from lessons_lib.collectives import ring\n", "a circle"),
-        ("lessons_lib/launch.py", "import lessons_lib\n", "a circle, lessons_lib → lessons_lib.launch → lessons_lib"),
+        ("lessons_lib/schedules/schedule.py", "from . import ring\n", "a circle, lessons_lib.schedules.ring"),
+        ("lessons_lib/schedules/ring.py", "from lessons_lib.schedules import ring\n", "a circle"),
+        ("lessons_lib/launch/launch.py", "import lessons_lib\n", "a circle, lessons_lib → lessons_lib.launch.launch"),
         ("lessons_lib/attic.py", "", "attic.py:1: lessons_lib.attic is on no floor"),
-        ("lessons_lib/launch.py", "from .nowhere import x\n", "lessons_lib.nowhere, which does not exist"),
+        (
+            "lessons_lib/launch/launch.py",
+            "from .nowhere import x\n",
+            "lessons_lib.launch.nowhere, which does not exist",
+        ),
     ],
 )
 def test_a_planted_violation_is_caught(tree, path, source, expected):

@@ -18,8 +18,8 @@ from jupyter_client.manager import KernelManager
 from left_behind import left_behind, nothing_is_left_behind, wait_until  # noqa: F401
 
 from lessons_lib import CollectiveMismatch, Links, RankFailed, connect, launch
-from lessons_lib.collectives import memory as collectives_memory
-from lessons_lib.collectives import ring
+from lessons_lib.comm import block
+from lessons_lib.schedules import ring
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TRANSPORTS = ("shared_memory", "torch")
@@ -268,10 +268,10 @@ def reduce_and_pass(comm):
 def test_without_forkserver_and_memfd(monkeypatch, transport):
     """As on Windows (spawn) and macOS (named shared memory)."""
     monkeypatch.setattr(multiprocessing, "get_all_start_methods", lambda: ["spawn"])
-    monkeypatch.setattr(collectives_memory, "HAS_MEMFD", False)
+    monkeypatch.setattr(block, "HAS_MEMFD", False)
 
     def fn(comm):
-        collectives_memory.HAS_MEMFD = False
+        block.HAS_MEMFD = False
         return reduce_and_pass(comm)
 
     shared_before = set(os.listdir("/dev/shm")) if os.path.isdir("/dev/shm") else set()

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from lessons_lib import CollectiveMismatch, RankFailed, launch
-from lessons_lib.collectives import Message, Schedule, ring
+from lessons_lib.schedules import Message, Schedule, ring
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TRANSPORTS = ("shared_memory", "torch")

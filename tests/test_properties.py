@@ -17,10 +17,11 @@ from hypothesis import strategies as st
 from hypothesis.configuration import set_hypothesis_home_dir
 from torch import nn
 
-from lessons_lib import Links, launch
-from lessons_lib.collectives import (
+from lessons_lib import InvalidSchedule, Links, launch
+from lessons_lib.data import ShardSampler, batches
+from lessons_lib.parallel import DataParallel
+from lessons_lib.schedules import (
     ALGORITHMS,
-    InvalidSchedule,
     Message,
     Schedule,
     chunk_bounds,
@@ -34,8 +35,6 @@ from lessons_lib.collectives import (
     tree_broadcast,
     verify,
 )
-from lessons_lib.data import ShardSampler, batches
-from lessons_lib.parallel import DataParallel
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 FOLDER = tempfile.TemporaryDirectory()

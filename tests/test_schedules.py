@@ -7,9 +7,9 @@ from itertools import pairwise
 import pytest
 import torch
 
-from lessons_lib.collectives import (
+from lessons_lib import InvalidSchedule
+from lessons_lib.schedules import (
     ALGORITHMS,
-    InvalidSchedule,
     Links,
     Message,
     Schedule,
@@ -28,8 +28,8 @@ from lessons_lib.collectives import (
     tree_broadcast,
     verify,
 )
-from lessons_lib.collectives.choose import all_reduce_schedule
-from lessons_lib.collectives.plan import make_plan
+from lessons_lib.schedules.choose import all_reduce_schedule
+from lessons_lib.schedules.plan import make_plan
 
 SIZES = range(1, 17)
 

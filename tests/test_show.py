@@ -10,13 +10,10 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from lessons_lib import show
-from lessons_lib.collectives import (
-    Ledger,
+from lessons_lib.schedules import (
     Links,
     Message,
     Schedule,
-    Span,
-    Trace,
     count,
     direct,
     ring,
@@ -28,6 +25,7 @@ from lessons_lib.collectives import (
 from lessons_lib.show.labels import spread
 from lessons_lib.show.schedule import states
 from lessons_lib.show.style import text_colour
+from lessons_lib.trace import Ledger, Span, Trace
 
 PNG = b"\x89PNG\r\n\x1a\n"
 VIEW = "application/vnd.jupyter.widget-view+json"

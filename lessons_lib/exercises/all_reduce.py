@@ -2,8 +2,9 @@
 
 from dataclasses import dataclass
 
-from lessons_lib.collectives import InvalidSchedule, Message, Schedule, count, ring_reduce_scatter, verify
+from lessons_lib import InvalidSchedule
 from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.schedules import Message, Schedule, count, ring_reduce_scatter, verify
 
 NUMEL = 1680  # divides by 1 to 8, 10, 12 and 14 to 16: chunks of the cases are equal
 

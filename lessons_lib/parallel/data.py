@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from ..collectives import Communicator, TorchTransport
+from ..comm import Communicator, TorchTransport
 from .reducer import Reducer
 
 

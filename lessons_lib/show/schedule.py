@@ -7,7 +7,7 @@ from matplotlib import patheffects
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
-from ..collectives.verify import initial_shares
+from ..schedules.verify import initial_shares
 from .labels import arrow
 from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
 

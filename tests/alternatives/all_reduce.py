@@ -1,7 +1,7 @@
 """Other answers to the exercises of lesson 11."""
 
-from lessons_lib import collectives
-from lessons_lib.collectives import Message, Schedule
+from lessons_lib import schedules
+from lessons_lib.schedules import Message, Schedule
 
 
 def reduce_scatter_to_the_left(world_size):
@@ -20,7 +20,7 @@ def reduce_scatter_chunk_by_chunk(world_size):
 
 
 def reduce_scatter_of_the_library(world_size):
-    return collectives.ring_reduce_scatter(world_size)
+    return schedules.ring_reduce_scatter(world_size)
 
 
 def all_gather_to_the_left(world_size):
@@ -68,7 +68,7 @@ def halving_doubling_by_low_bits(world_size):
 
 
 def halving_doubling_of_the_library(world_size):
-    return collectives.halving_doubling(world_size).rounds
+    return schedules.halving_doubling(world_size).rounds
 
 
 def a_flat_list(world_size):
@@ -76,7 +76,7 @@ def a_flat_list(world_size):
 
 
 def a_whole_ring(world_size):
-    return collectives.ring(world_size).rounds
+    return schedules.ring(world_size).rounds
 
 
 def every_other_rank_in_a_round(world_size):
@@ -99,7 +99,7 @@ def all_gather_by_a_broadcast_each(world_size):
 
 
 def cut_backwards(numel, num_chunks):
-    return collectives.chunk_bounds(numel, num_chunks)[::-1]
+    return schedules.chunk_bounds(numel, num_chunks)[::-1]
 
 
 def cut_with_floats(numel, num_chunks):
@@ -108,12 +108,12 @@ def cut_with_floats(numel, num_chunks):
 
 
 def halving_doubling_without_the_last_swap(world_size):
-    rounds = collectives.halving_doubling(world_size).rounds
+    rounds = schedules.halving_doubling(world_size).rounds
     return rounds[: len(rounds) // 2 - 1] + rounds[len(rounds) // 2 + 1 :]
 
 
 def halving_doubling_with_idle_rounds(world_size):
-    return [messages for swap in collectives.halving_doubling(world_size).rounds for messages in (swap, [])]
+    return [messages for swap in schedules.halving_doubling(world_size).rounds for messages in (swap, [])]
 
 
 alternatives = {

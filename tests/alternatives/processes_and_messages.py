@@ -61,7 +61,7 @@ def tree_rounds_that_tell_some_twice(world_size, root):
 
 
 def scatter_with_chunk_bounds(comm, whole, numel):
-    from lessons_lib.collectives import chunk_bounds
+    from lessons_lib.schedules import chunk_bounds
 
     bounds = chunk_bounds(numel, comm.world_size)
     start, stop = bounds[comm.rank]

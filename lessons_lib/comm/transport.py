@@ -4,7 +4,7 @@ import time
 import zlib
 from functools import lru_cache
 
-from .trace import now_s
+from ..trace import now_s
 
 
 class Transport:

@@ -17,15 +17,10 @@ import psutil
 import torch
 import torch.distributed as dist
 
-from .collectives import (
-    CollectiveMismatch,
-    Communicator,
-    Links,
-    RankFailed,
-    SharedMemoryTransport,
-    TorchTransport,
-)
-from .collectives.memory import Block
+from ..comm import Communicator, SharedMemoryTransport, TorchTransport
+from ..comm.block import Block
+from ..errors import CollectiveMismatch, RankFailed
+from ..schedules import Links
 from .prints import Outbox, streams
 
 START_TIMEOUT_S = 120.0

@@ -2,9 +2,9 @@
 
 from dataclasses import dataclass
 
+from ..trace import Span, Trace
 from .links import Links
 from .schedule import check_is_schedule, transfers
-from .trace import Span, Trace
 
 
 @dataclass(frozen=True)

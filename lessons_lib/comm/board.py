@@ -2,9 +2,9 @@
 
 import time
 
-from .errors import CollectiveMismatch, RankFailed
-from .memory import Block, Fence, yield_core
-from .trace import now_s
+from ..errors import CollectiveMismatch, RankFailed
+from ..trace import now_s
+from .block import Block, Fence, yield_core
 
 # A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv.
 LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2

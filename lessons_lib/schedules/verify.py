@@ -2,7 +2,7 @@
 
 from numbers import Integral
 
-from .errors import InvalidSchedule
+from ..errors import InvalidSchedule
 from .schedule import OPS, Message, check_is_schedule
 
 

@@ -5,18 +5,18 @@ from functools import partial
 
 import torch
 
+from ..errors import CollectiveMismatch, RankFailed
+from ..schedules.choose import all_reduce_schedule, broadcast_schedule, check_algorithm
+from ..schedules.plan import Plans
+from ..schedules.ring import ring_all_gather, ring_reduce_scatter
+from ..schedules.schedule import Schedule
+from ..schedules.verify import check_schedule
+from ..trace import Ledger, Trace, now_s
 from .background import Background
 from .check import check_buffer, check_op, check_part, check_peer, check_tensor
-from .choose import all_reduce_schedule, broadcast_schedule, check_algorithm
-from .errors import CollectiveMismatch, RankFailed
 from .execute import run
-from .plan import Plans
-from .ring import ring_all_gather, ring_reduce_scatter
-from .schedule import Schedule
 from .torch_transport import TorchTransport
-from .trace import Ledger, Trace, now_s
 from .transport import brief, describe
-from .verify import check_schedule
 
 
 class Communicator:
@@ -24,7 +24,7 @@ class Communicator:
 
     Args:
         transport: how messages travel.
-        algorithm: of `all_reduce` and `broadcast`: a name of `lessons_lib.collectives.choose`, "auto", "torch" (the
+        algorithm: of `all_reduce` and `broadcast`: a name of `lessons_lib.schedules.choose`, "auto", "torch" (the
             whole collective is left to `torch.distributed`), or a `Schedule`.
         device: where this rank should keep its tensors.
         trace: whether to record spans.

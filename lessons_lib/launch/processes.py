@@ -13,8 +13,9 @@ from multiprocessing import connection, resource_tracker
 
 import psutil
 
-from .collectives import CollectiveMismatch, RankFailed, Trace
-from .devices import cgroup_limits, gigabytes, out_of_memory_kills
+from ..devices import cgroup_limits, gigabytes, out_of_memory_kills
+from ..errors import CollectiveMismatch, RankFailed
+from ..trace import Trace
 from .prints import Texts
 from .rank import main
 
@@ -33,7 +34,7 @@ def context():
     made = multiprocessing.get_context(start_method())
     if start_method() == "forkserver":
         # An optimiser of torch imports torch._dynamo in its first step, which takes seconds: here it is loaded once.
-        made.set_forkserver_preload(["lessons_lib.rank", "torch._dynamo"])
+        made.set_forkserver_preload(["lessons_lib.launch.rank", "torch._dynamo"])
         # An interrupt meant for the launcher reaches its whole process group, and would end a server that is loading.
         resource_tracker.ensure_running()  # which ends by letting interrupts in again
         before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})

@@ -10,13 +10,15 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from .collectives import Communicator, InvalidSchedule, Links, Schedule, TorchTransport, memory
-from .collectives.check import check_memory
-from .collectives.choose import check_algorithm
-from .collectives.memory import Block
-from .collectives.shared_memory import board_bytes
-from .collectives.verify import check_schedule
-from .devices import usable_cores
+from ..comm import Communicator, TorchTransport, block
+from ..comm.block import Block
+from ..comm.check import check_memory
+from ..comm.shared_memory import board_bytes
+from ..devices import usable_cores
+from ..errors import InvalidSchedule
+from ..schedules import Links, Schedule
+from ..schedules.choose import check_algorithm
+from ..schedules.verify import check_schedule
 from .processes import Ranks, context, interrupts_put_off
 from .rank import Setup
 
@@ -158,7 +160,7 @@ def _pickled(fn, args, kwargs):
 @contextmanager
 def _meeting_place(board, transport):
     """Where ranks find each other: memory, or a file that `FileStore` writes to (in memory, where the system can)."""
-    if transport == "shared_memory" or memory.HAS_MEMFD:
+    if transport == "shared_memory" or block.HAS_MEMFD:
         yield board.name
     else:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

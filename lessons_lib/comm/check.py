@@ -6,8 +6,8 @@ from numbers import Integral
 import torch
 
 from ..devices import cgroup_limits, gigabytes, memory_left
+from ..schedules.schedule import chunk_bounds
 from .execute import REDUCE
-from .schedule import chunk_bounds
 
 OPS = ("sum", "mean", "max", "min")
 LITTLE_BYTES = 10_000_000  # for so few it is not worth a look at what is left

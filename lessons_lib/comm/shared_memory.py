@@ -6,11 +6,11 @@ has ended; which of these counts a rank waits for follows from the schedule (see
 
 import torch
 
+from ..errors import CollectiveMismatch
+from ..trace import now_s
+from .block import Block
 from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
 from .check import check_memory
-from .errors import CollectiveMismatch
-from .memory import Block
-from .trace import now_s
 from .transport import Transport, describe
 
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
