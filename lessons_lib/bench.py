@@ -20,9 +20,8 @@ import torch.multiprocessing
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from .comm import Communicator, SharedMemoryTransport
 from .comm.block import Block
-from .comm.shared_memory import board_bytes
+from .comm.factory import meet, meeting_bytes
 from .devices import machine_line
 from .launch import launch
 from .losses import cross_entropy
@@ -129,12 +128,11 @@ def shared_memory(comm):
     """A second communicator for the ranks of `comm`, over shared memory, so that both can take turns."""
     name = torch.zeros(256, dtype=torch.uint8)
     if comm.rank == 0:
-        block = Block(board_bytes(comm.world_size))
+        block = Block(meeting_bytes("shared_memory", comm.world_size))
         name[: len(block.name)] = torch.tensor(list(block.name.encode()), dtype=torch.uint8)
     comm.broadcast(name)
-    transport = SharedMemoryTransport(comm.rank, comm.world_size, bytes(name.tolist()).rstrip(b"\0").decode(), 60.0)
-    comm.barrier()
-    return Communicator(transport)
+    meeting_place = bytes(name.tolist()).rstrip(b"\0").decode()
+    return meet("shared_memory", comm.rank, comm.world_size, meeting_place, start_timeout_s=60.0, timeout_s=60.0)
 
 
 # --- the rows ---------------------------------------------------------------------------------------------------------

@@ -6,10 +6,12 @@ from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
 from .block import Block, Fence, yield_core
 
-# A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv.
+# A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv. A line is a
+# multiple of what processors fetch at once (64 or 128 bytes), so that no rank's writing slows the others' reading.
 LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
-ENTERED, ROUNDS, DOING, PEER, CHANGES, PLACE, VALUE, STAMPS = 0, 1, 2, 3, 4, 5, 6, 8
-NUM_STAMPS, SPINS = 48, 200
+ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, STAMPS = 0, 1, 2, 3, 4, 5, 6, 8
+NUM_STAMPS = 48  # times of the last steps; they end below TEXT_AT[0] // 8. Only emulated links look back, a few steps
+SPINS = 200  # about 10 µs: a rank that is only a little behind comes in less, and giving the core away costs as much
 IDLE, SEND, RECV, COLLECTIVE = range(4)
 
 
@@ -28,15 +30,15 @@ class Board:
         self._bytes = memoryview(self.block.view)
         self.ints = self._bytes.cast("B").cast("q")
         self.fence = Fence()
-        self._line, self._num_calls, self.rounds = self._at(rank, 0), 0, 0
+        self._line, self._num_calls, self.steps = self._at(rank, 0), 0, 0
 
     @staticmethod
     def size_bytes(world_size, extra_bytes):
         return world_size * LINE_BYTES + extra_bytes
 
     @staticmethod
-    def _at(rank, place):
-        return rank * (LINE_BYTES // 8) + place
+    def _at(rank, number):
+        return rank * (LINE_BYTES // 8) + number
 
     def _write(self, slot, text):
         data = text.encode()[: TEXT_BYTES - 8]
@@ -54,15 +56,15 @@ class Board:
 
     # --- waiting -----------------------------------------------------------------------------------------------------
 
-    def wait(self, place, value, peer):
-        """Wait until the whole number at `place` has reached `value`: spin a little, then give way, then sleep."""
+    def wait(self, index, value, peer):
+        """Wait until the whole number at `index` has reached `value`: spin a little, then give way, then sleep."""
         ints = self.ints
         for _ in range(SPINS):
-            if ints[place] >= value:
+            if ints[index] >= value:
                 return
         start_s = looked_s = now_s()
-        ints[self._line + VALUE], ints[self._line + PLACE] = value, place
-        while ints[place] < value:
+        ints[self._line + VALUE], ints[self._line + INDEX] = value, index
+        while ints[index] < value:
             yield_core()
             waited_s = now_s() - start_s
             if waited_s > 1e-3:
@@ -115,35 +117,36 @@ class Board:
         return next(filter(None, circles), [])
 
     def _waits_for(self, rank):
-        kind, peer, place, value = (self.ints[self._at(rank, place)] for place in (DOING, PEER, PLACE, VALUE))
-        if self.ints[place] >= value:
+        kind, peer, index, value = (self.ints[self._at(rank, number)] for number in (DOING, PEER, INDEX, VALUE))
+        if self.ints[index] >= value:
             return []  # what it waited for has come, only the system has not let it go on yet
         if kind == COLLECTIVE:
             entered = self.ints[self._at(rank, ENTERED)]
             return [r for r in range(self.world_size) if self.ints[self._at(r, ENTERED)] < entered]
         if kind in (SEND, RECV):
-            other_kind, other_peer = (self.ints[self._at(peer, place)] for place in (DOING, PEER))
+            other_kind, other_peer = (self.ints[self._at(peer, number)] for number in (DOING, PEER))
             meets = other_peer == rank and {kind, other_kind} == {SEND, RECV}
             return [] if meets else [peer]
         return []
 
-    # --- rounds and calls --------------------------------------------------------------------------------------------
+    # --- steps and calls ---------------------------------------------------------------------------------------------
 
-    def publish(self, rounds):
-        """Tell the others how many rounds this rank has ended, and when."""
-        self.rounds = rounds
-        self.ints[self._line + STAMPS + rounds % NUM_STAMPS] = int(now_s() * 1e9)
-        self.fence()
-        self.ints[self._line + ROUNDS] = rounds
+    def publish(self, steps):
+        """Tell the others how many steps this rank has ended, and when."""
+        self.steps = steps
+        self.ints[self._line + STAMPS + steps % NUM_STAMPS] = int(now_s() * 1e9)
+        self.fence()  # who sees the new count must see what was written before it
+        self.ints[self._line + STEPS] = steps
 
-    def wait_rounds(self, rank, rounds):
-        """Wait until `rank` has ended that many rounds; the time at which it did (s)."""
-        self.wait(self._at(rank, ROUNDS), rounds, rank)
-        return self.ints[self._at(rank, STAMPS + rounds % NUM_STAMPS)] / 1e9
+    def wait_steps(self, rank, steps):
+        """Wait until `rank` has ended that many steps; the time at which it did (s)."""
+        self.wait(self._at(rank, STEPS), steps, rank)
+        return self.ints[self._at(rank, STAMPS + steps % NUM_STAMPS)] / 1e9
 
     def enter(self, call, note):
         """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`."""
-        # A rank that is one call ahead has written its other slot, so two slots are enough.
+        # A rank that is one call ahead has written its other slot, so two slots are enough. The text comes first, the
+        # count that says it is there last, with a fence between.
         self._num_calls += 1
         slot = self._num_calls % 2
         self._write(slot, f"{call}\n{note}")

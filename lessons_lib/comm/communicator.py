@@ -1,7 +1,6 @@
 """What a rank holds: who it is, and the operations it shares with the others."""
 
 from contextlib import nullcontext
-from functools import partial
 
 import torch
 
@@ -13,10 +12,9 @@ from ..schedules.schedule import Schedule
 from ..schedules.verify import check_schedule
 from ..trace import Ledger, Trace, now_s
 from .background import Background
+from .call import Call, brief
 from .check import check_buffer, check_op, check_part, check_peer, check_tensor
 from .execute import run
-from .torch_transport import TorchTransport
-from .transport import brief, describe
 
 
 class Communicator:
@@ -37,7 +35,7 @@ class Communicator:
 
     def __init__(self, transport, algorithm="auto", device="cpu", trace=False):
         check_algorithm(algorithm)
-        if algorithm == "torch" and not isinstance(transport, TorchTransport):
+        if algorithm == "torch" and not transport.has_own_collectives:
             raise ValueError('algorithm="torch" needs transport="torch": torch.distributed is not started otherwise')
         if isinstance(algorithm, Schedule):
             check_schedule(algorithm, transport.world_size)
@@ -62,13 +60,13 @@ class Communicator:
             TypeError, ValueError: not a tensor, no such rank, or the rank itself.
             CollectiveMismatch: the other receives another shape or dtype, or the ranks wait for each other.
         """
-        self._begin("send", tensor, dst=dst)
+        self._check("send", tensor, dst=dst)
         self._meet(self.transport.send, _dense(tensor), dst)
         self.ledger.sent(tensor.nbytes)
 
     def recv(self, tensor, src):
         """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
-        self._begin("recv", tensor, src=src)
+        self._check("recv", tensor, src=src)
         target = _dense(tensor)
         wait_s, ready_s = self._meet(self.transport.recv, target, src)
         if self.trace is not None:
@@ -94,13 +92,13 @@ class Communicator:
 
         Communication: ceil(log2 N) rounds of one payload along a binomial tree; one round for algorithm="star".
         """
-        call = self._begin("broadcast", tensor, src=src)
+        self._check("broadcast", tensor, src=src)
+        call = Call("broadcast", tensor, f"src={src}")
         if self.algorithm == "torch":
-            schedule = partial(self.transport.broadcast, src=src)
+            self._leave_to_torch(call, self.transport.broadcast, tensor, src)
         else:
             name = self.algorithm if isinstance(self.algorithm, str) else "auto"
-            schedule = broadcast_schedule(name, self.world_size, src)
-        self._run(f"{call}, src={src})", schedule, tensor)
+            self._run(call, broadcast_schedule(name, self.world_size, src), tensor)
 
     def all_reduce(self, tensor, op="sum", async_op=False):
         """Combine `tensor` over all ranks and leave the result in everybody's, in place.
@@ -119,15 +117,14 @@ class Communicator:
         return self._all_reduce(tensor, op)
 
     def _all_reduce(self, tensor, op, wait=True):
-        call = self._begin("all_reduce", tensor, wait)
-        schedule, name = self.algorithm, "torch"
-        if schedule == "torch":
-            schedule = partial(self.transport.all_reduce, op=op)
-        else:
-            if isinstance(schedule, str):
-                schedule = all_reduce_schedule(schedule, self.world_size, tensor.nbytes)
-            name = brief(schedule.name)
-        self._run(f"{call}, {op}, {name})", schedule, tensor, op)
+        self._check("all_reduce", tensor, wait)
+        if self.algorithm == "torch":
+            self._leave_to_torch(Call("all_reduce", tensor, op, "torch"), self.transport.all_reduce, tensor, op)
+            return
+        schedule = self.algorithm
+        if isinstance(schedule, str):
+            schedule = all_reduce_schedule(schedule, self.world_size, tensor.nbytes)
+        self._run(Call("all_reduce", tensor, op, brief(schedule.name)), schedule, tensor, op)
 
     def reduce_scatter(self, output, input, op="sum"):
         """Add up `input` over all ranks; rank r keeps chunk r of the flattened sum in `output`.
@@ -138,11 +135,11 @@ class Communicator:
 
         Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
         """
-        call = self._begin("reduce_scatter", input)
+        self._check("reduce_scatter", input)
         check_op(op, input)
         start, stop = check_part("reduce_scatter", "output", output, input, self.rank, self.world_size)
         flat = input.detach().reshape(-1).clone()
-        self._run(f"{call}, {op})", ring_reduce_scatter(self.world_size), flat, op)
+        self._run(Call("reduce_scatter", input, op), ring_reduce_scatter(self.world_size), flat, op)
         output.detach().copy_(flat[start:stop].view_as(output))
 
     def all_gather(self, output, input):
@@ -154,26 +151,26 @@ class Communicator:
 
         Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
         """
-        call = self._begin("all_gather", output)
+        self._check("all_gather", output)
         start, stop = check_part("all_gather", "input", input, output, self.rank, self.world_size)
         flat = _dense(output).view(-1)
         flat[start:stop] = input.detach().reshape(-1)
-        self._run(f"{call})", ring_all_gather(self.world_size), flat)
+        self._run(Call("all_gather", output), ring_all_gather(self.world_size), flat)
         _copy_back(output, flat.view_as(output))
 
     def run(self, schedule, tensor, op="sum"):
         """Execute any `Schedule` on `tensor`, in place. It is verified first: `InvalidSchedule` if it is wrong."""
-        call = self._begin("run", tensor)
+        self._check("run", tensor)
         check_op(op, tensor)
         if not isinstance(schedule, Schedule):
             raise TypeError(f"run was given a {type(schedule).__name__}: a Schedule is needed")
         schedule, number = self._plans.checked(schedule)
-        self._run(f"{call}, {op}, {brief(schedule.name)} {number:08x})", schedule, tensor, op)
+        self._run(Call("run", tensor, op, f"{brief(schedule.name)} {number:08x}"), schedule, tensor, op)
 
     def barrier(self):
         """Wait until every rank has come here."""
         self._background.settle()
-        self._background.alone(self.transport.agree, "barrier()")
+        self._background.alone(self.transport.agree, Call("barrier"))
         self.ledger.call("barrier")
 
     # --- memory and time ---------------------------------------------------------------------------------------------
@@ -208,24 +205,29 @@ class Communicator:
 
     # --- inside ------------------------------------------------------------------------------------------------------
 
-    def _begin(self, name, tensor, wait=True, **peers):
-        """Check the arguments, wait for what is pending, count the call; its beginning in words."""
+    def _check(self, name, tensor, wait=True, **peers):
+        """Check the arguments of operation `name`, wait for what is pending, and count the call."""
         check_tensor(name, tensor)
         for argument, peer in peers.items():
             check_peer(name, argument, peer, self.rank, self.world_size)
         if wait:
             self._background.settle()
         self.ledger.call(name)
-        return f"{name}({describe(tensor)}"
 
     def _run(self, call, schedule, tensor, op="sum"):
-        """Do a `Schedule`, or a function of (call, flat) that the transport has for the whole of it, in place."""
+        """Do this rank's part of `schedule` on `tensor`, in place."""
         flat = _dense(tensor).view(-1)
-        if isinstance(schedule, Schedule):
-            plan = self._plans.of(schedule, flat.numel(), self.transport.num_segments(flat))
-            self._background.alone(run, call, plan, flat, self.transport, self.ledger, op)
-        else:
-            self._background.alone(schedule, call, flat)
+        plan = self._plans.of(schedule, flat.numel(), self.transport.num_segments(flat))
+        self._background.alone(run, call, plan, flat, self.transport, self.ledger, op)
+        self._finish(tensor, flat, op)
+
+    def _leave_to_torch(self, call, collective, tensor, option):
+        """Let the transport do the whole `collective` on `tensor`, in place; `option` is its op or its source."""
+        flat = _dense(tensor).view(-1)
+        self._background.alone(collective, call, flat, option)
+        self._finish(tensor, flat, option)
+
+    def _finish(self, tensor, flat, op):
         if op == "mean":
             flat.div_(self.world_size)
         _copy_back(tensor, flat.view_as(tensor))

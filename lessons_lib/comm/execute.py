@@ -18,7 +18,7 @@ def run(call, plan, flat, transport, ledger, op="sum"):
     """Do one rank's `plan` on its flat tensor, in place.
 
     Args:
-        call: what the ranks agree on before they start, for example "all_reduce(float32, shape (3,))".
+        call: the `Call` that the ranks agree on before they start.
         plan: from `make_plan`.
         flat: 1-D contiguous tensor, changed in place; best one from `transport.buffer`.
         transport: how the chunks travel.

@@ -1,6 +1,6 @@
 """Ranks of one machine, joined by memory they all see: no socket, no copy in between.
 
-A rank reads each chunk straight out of its neighbour's buffer. All that they tell each other is how many rounds each
+A rank reads each chunk straight out of its neighbour's buffer. All that they tell each other is how many steps each
 has ended; which of these counts a rank waits for follows from the schedule (see `plan`).
 """
 
@@ -10,12 +10,15 @@ from ..errors import CollectiveMismatch
 from ..trace import now_s
 from .block import Block
 from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
+from .call import Call
 from .check import check_memory
-from .transport import Transport, describe
+from .shared_window import SharedWindow
+from .transport import Transport
 
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
 POSTED, WRITTEN, READ, STAMP = range(4)
-BOX_HEADER_BYTES, BOX_BYTES = 64, 1 << 18
+BOX_HEADER_BYTES = 64  # a line of the cache to itself
+BOX_BYTES = 1 << 18  # a quarter of it goes in at a time: both ranks work at once, and all of it stays in the cache
 
 
 def board_bytes(world_size):
@@ -30,20 +33,20 @@ def _boxes_bytes(world_size):
 class SharedMemoryTransport(Transport):
     """See the module. `board` is the name of a zeroed `Block` of `board_bytes(world_size)`, made by the launcher."""
 
-    segment_bytes = 4 << 20  # stays in the cache
+    segment_bytes = 4 << 20  # what one round has written is still in the cache when the next round reads it
 
     def __init__(self, rank, world_size, board, timeout_s, links=None):
         super().__init__(rank, world_size, links)
         self.board = Board(rank, world_size, board, _boxes_bytes(world_size), timeout_s)
         self._memory = self.board.block.tensor(torch.uint8, board_bytes(world_size))
         self._sent, self._taken = [0] * world_size, [0] * world_size
-        self._buffers, self._windows, self._scratch = [], {}, None
+        self._buffers, self._num_buffers, self._scratch = [], 0, None
 
     def set_timeout(self, timeout_s):
         self.board.timeout_s = timeout_s
 
     def agree(self, call, note=""):
-        notes = self.board.enter(call, note)
+        notes = self.board.enter(str(call), note)
         self.board.set_doing(IDLE)
         return notes
 
@@ -58,7 +61,7 @@ class SharedMemoryTransport(Transport):
     def send(self, tensor, dst):
         board, data = self.board, tensor.view(-1).view(torch.uint8)
         box, room = self._box(self.rank, dst)
-        board.set_doing(SEND, dst, f"send({describe(tensor)}, dst={dst})")
+        board.set_doing(SEND, dst, str(Call("send", tensor, f"dst={dst}")))
         first = board.ints[box + WRITTEN]
         board.ints[box + STAMP] = int(now_s() * 1e9)
         board.fence()
@@ -76,12 +79,12 @@ class SharedMemoryTransport(Transport):
     def recv(self, tensor, src):
         board, data = self.board, tensor.view(-1).view(torch.uint8)
         box, room = self._box(src, self.rank)
-        call = f"recv({describe(tensor)}, src={src})"
+        call = str(Call("recv", tensor, f"src={src}"))
         board.set_doing(RECV, src, call)
         first = board.ints[box + READ]
         self._taken[src] += 1
         board.wait(box + POSTED, self._taken[src], src)
-        if (theirs := board.read(src, MESSAGE_TEXT)) != f"send({describe(tensor)}, dst={self.rank})":
+        if (theirs := board.read(src, MESSAGE_TEXT)) != str(Call("send", tensor, f"dst={self.rank}")):
             raise CollectiveMismatch({self.rank: call, src: theirs})
         posted_s = board.ints[box + STAMP] / 1e9
         if self.wire:
@@ -99,21 +102,21 @@ class SharedMemoryTransport(Transport):
     # --- schedules ---------------------------------------------------------------------------------------------------
 
     def buffer(self, numel, dtype):
-        shared = SharedBuffer(self, numel, dtype)
-        self._buffers.append(shared)
-        return shared.views[self.rank]
+        self._num_buffers += 1
+        self._buffers.append(SharedBuffer(self, numel, dtype, self._num_buffers))
+        return self._buffers[-1].views[self.rank]
 
     def window(self, call, plan, flat, reduce):
         shared, offset = self._find(flat)
-        place = f"{self._buffers.index(shared)}+{offset}" if shared else "elsewhere"
-        self.board.publish(self.board.rounds + 1)  # who lies in a buffer can be read from now on
-        notes = self.board.enter(call, place)
-        if not shared or any(note != place for note in notes):
-            return Window(self, plan, self._scratch_for(flat)).open(flat, reduce, in_place=False)
-        if (id(plan), place) not in self._windows:
+        location = f"{shared.number}+{offset}" if shared else "elsewhere"
+        self.board.publish(self.board.steps + 1)  # who lies in a buffer can be read from now on
+        notes = self.board.enter(str(call), location)
+        if not shared or any(note != location for note in notes):
+            return SharedWindow(self, plan, self._scratch_for(flat)).open(flat, reduce, in_place=False)
+        if (plan, offset) not in shared.windows:
             views = [view[offset : offset + flat.numel()] for view in shared.views]
-            self._windows[id(plan), place] = Window(self, plan, views)
-        return self._windows[id(plan), place].open(flat, reduce)
+            shared.windows[plan, offset] = SharedWindow(self, plan, views)
+        return shared.windows[plan, offset].open(flat, reduce)
 
     def _find(self, flat):
         """The shared buffer that `flat` lies in, and at which element; (None, 0) for ordinary memory."""
@@ -138,73 +141,27 @@ class SharedMemoryTransport(Transport):
 
 
 class SharedBuffer:
-    """A block of each rank, seen by all: `views[rank]` is rank's 1-D tensor."""
+    """A block of each rank, seen by all.
 
-    def __init__(self, transport, numel, dtype):
-        size_bytes = numel * dtype.itemsize
+    Attributes:
+        number: the same on all ranks, so that they can say which buffer a tensor lies in; 0 for scratch.
+        views: `views[rank]` is that rank's 1-D tensor.
+        windows: those made for a part of it, by plan and first element.
+    """
+
+    def __init__(self, transport, numel, dtype, number=0):
+        self.number, self.windows, size_bytes = number, {}, numel * dtype.itemsize
         self.own = Block(size_bytes)
-        names = transport.agree(f"buffer({numel}, {dtype})", self.own.name)
+        names = transport.agree(Call("buffer", None, numel, dtype), self.own.name)
         blocks = [self.own if r == transport.rank else Block(size_bytes, name) for r, name in enumerate(names)]
-        transport.agree(f"buffer({numel}, {dtype}) attached")
+        transport.agree(f"{Call('buffer', None, numel, dtype)} attached")
         self.own.forget_name()
         self._blocks = blocks
         self.views = [block.tensor(dtype, numel) for block in blocks]
 
 
-class Window:
-    """One rank's `plan` on memory all ranks see: in place if the tensor lies in a shared buffer, else in scratch.
-
-    `views[rank]` is rank's 1-D tensor.
-    """
-
-    def __init__(self, transport, plan, views):
-        self._transport, self._board, self._plan, self._mine = transport, transport.board, plan, views[transport.rank]
-        self._pairs = {
-            id(part): [(self._mine[start:stop], views[part.peer][start:stop]) for start, stop in part.slices]
-            for step in plan.steps
-            for part in step.incoming
-        }
-
-    def open(self, flat, reduce, in_place=True):
-        """Begin a collective on `flat`; the window."""
-        if not in_place:
-            self._mine.copy_(flat)
-            self._board.publish(self._board.rounds + 1)
-        self._flat, self._reduce, self._in_place, self._first = flat, reduce, in_place, self._board.rounds
-        return self
-
-    def post(self, step):
-        for reader, rounds in step.readers.items():
-            self._board.wait_rounds(reader, self._first + rounds)
-
-    def take(self, part, step):
-        transport, size = self._transport, part.numel * self._mine.element_size()
-        wait_s = now_s()
-        # A wire sends one round after the other; memory can be read as soon as the part is there.
-        num_steps = step.number if transport.wire else part.ready
-        ready_s = self._board.wait_rounds(part.peer, self._first + num_steps)
-        if transport.wire:
-            queued_bytes = part.queued_numel * self._mine.element_size()
-            transport.wire.hold(part.peer, size, queued_bytes, ready_s)
-        start_s = now_s()
-        for mine, theirs in self._pairs[id(part)]:
-            self._reduce(mine, theirs) if part.op == "add" else mine.copy_(theirs)
-        if transport.trace is not None:
-            transport.trace.message(transport.rank, part, size, wait_s, ready_s, start_s)
-
-    def finish(self, step):
-        self._board.publish(self._first + step.number + 1)
-
-    def close(self):
-        for reader, rounds in self._plan.readers.items():
-            self._board.wait_rounds(reader, self._first + rounds)
-        if not self._in_place:
-            self._flat.copy_(self._mine)
-        self._board.set_doing(IDLE)
-
-
 def _pieces(numel, first):
-    """Cut a message into (start, stop, place in the mailbox) so that no piece passes the mailbox's end."""
+    """Cut a message into (start, stop, index in the mailbox) so that no piece passes the mailbox's end."""
     start = 0
     while start < numel:
         at = (first + start) % BOX_BYTES

@@ -10,17 +10,20 @@ import torch.distributed as dist
 
 from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
-from .torch_window import Window
-from .transport import Transport, describe
+from .call import Call
+from .torch_window import TorchWindow
+from .transport import Transport
 
 ReduceOp = dist.ReduceOp
 TORCH_OPS = {"sum": ReduceOp.SUM, "mean": ReduceOp.SUM, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
-HEADER_BYTES = 256
-MESSAGE_BYTES = 4 << 20
+HEADER_BYTES = 256  # holds any call: a name, a tensor and a schedule, of which `brief` leaves 100 bytes each
+MESSAGE_BYTES = 4 << 20  # while a piece of this size is added up, the next one comes
 
 
 class TorchTransport(Transport):
     """Messages over the process group `group` (the default one if None), which `close` ends if `own_group`."""
+
+    has_own_collectives = waits_on_wire = True
 
     def __init__(self, timeout_s, links=None, group=None, own_group=False):
         super().__init__(dist.get_rank(group), dist.get_world_size(group), links)
@@ -84,7 +87,7 @@ class TorchTransport(Transport):
             raise CollectiveMismatch({self.rank: call, src: theirs})
 
     def agree(self, call, note=""):
-        Greeting(self, call, [rank for rank in range(self.world_size) if rank != self.rank]).end()
+        Greeting(self, str(call), [rank for rank in range(self.world_size) if rank != self.rank]).end()
         self.idle()
         return [note] * self.world_size
 
@@ -95,17 +98,15 @@ class TorchTransport(Transport):
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def send(self, tensor, dst):
-        kind = describe(tensor)
-        self._doing = f"send({kind}, dst={dst})"
-        header = self.send_header(f"send({kind}, dst={dst})", dst)
+        self._doing = str(Call("send", tensor, f"dst={dst}"))
+        header = self.send_header(self._doing, dst)
         self.wait(self.post(dist.isend, tensor, dst), dst)
         self.wait(header[0], dst)
         self.idle()
 
     def recv(self, tensor, src):
-        kind = describe(tensor)
-        call = f"recv({kind}, src={src})"
-        self.check_header(call, src, self.expect_header(src), expected=f"send({kind}, dst={self.rank})")
+        call, expected = Call("recv", tensor, f"src={src}"), Call("send", tensor, f"dst={self.rank}")
+        self.check_header(str(call), src, self.expect_header(src), str(expected))
         heard_s = now_s()
         self.wait(self.post(dist.irecv, tensor, src), src)
         if self.wire:
@@ -134,11 +135,11 @@ class TorchTransport(Transport):
     # --- schedules ---------------------------------------------------------------------------------------------------
 
     def buffer(self, numel, dtype):
-        self.agree(f"buffer({numel}, {dtype})")
+        self.agree(Call("buffer", None, numel, dtype))
         return torch.zeros(numel, dtype=dtype)
 
     def window(self, call, plan, flat, reduce):
-        return Window(self, Greeting(self, call, plan.peers), plan, flat, reduce)
+        return TorchWindow(self, Greeting(self, str(call), plan.peers), plan, flat, reduce)
 
     # --- whole collectives, left to torch ----------------------------------------------------------------------------
 
@@ -150,7 +151,7 @@ class TorchTransport(Transport):
 
     def _whole(self, call, collective, *args):
         self.agree(call)
-        self._doing = call
+        self._doing = str(call)
         self.wait(collective(*args, self.group, async_op=True), None)
         self.idle()
 

@@ -7,7 +7,7 @@ import torch.distributed as dist
 from ..trace import now_s
 
 
-class Window:
+class TorchWindow:
     """One rank's `plan` on a tensor. While what has come is added, messages of later steps are on their way.
 
     The tag of a message says which step of which call it belongs to. So it may leave as soon as what it carries is
@@ -42,8 +42,8 @@ class Window:
     def _next_to_send(self, soon, num_ended):
         """(step number, to whom, what) of all that is ready to leave and has not left yet."""
         ready = [(step.number, part) for step in soon for part in step.outgoing if part.ready <= num_ended]
-        ready = [(number, part) for number, part in ready if id(part) not in self._sent]
-        self._sent.update(id(part) for _, part in ready)
+        ready = [(number, part) for number, part in ready if part not in self._sent]
+        self._sent.update(part for _, part in ready)
         return [(number, part.peer, piece) for number, part in ready for piece in self._pieces(part)]
 
     def _next_landings(self, soon, num_ended):

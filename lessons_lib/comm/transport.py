@@ -1,8 +1,6 @@
-"""The seam between algorithms and wires: what a transport can do (DESIGN: Transport)."""
+"""The seam between algorithms and wires: what every transport can do, whichever way its messages take."""
 
 import time
-import zlib
-from functools import lru_cache
 
 from ..trace import now_s
 
@@ -10,12 +8,19 @@ from ..trace import now_s
 class Transport:
     """Moves tensors between ranks. Subclasses: `SharedMemoryTransport` and `TorchTransport`.
 
-    Attributes:
+    Args:
         rank, world_size: who this is, of how many.
+        links: `Links` to emulate by delaying every message, or None.
+
+    Attributes:
         wire: the `EmulatedWire` that delays every message, or None for the real one.
         trace: a `Trace` to record messages in, or None.
         segment_bytes: the size of the pieces in which large tensors go through the rounds of a schedule.
+        has_own_collectives: whether `all_reduce` and `broadcast` of the transport do a whole collective, so that no
+            schedule is needed.
     """
+
+    has_own_collectives = False
 
     def __init__(self, rank, world_size, links=None):
         self.rank, self.world_size = rank, world_size
@@ -23,16 +28,26 @@ class Transport:
         self.trace = None
 
     @property
+    def waits_on_wire(self):
+        """Whether a message spends time under way in which this rank's core is free to compute."""
+        return self.wire is not None
+
+    @property
     def source(self):
         """What a figure of this transport's trace must say: "measured" or "emulated links"."""
         return "emulated links" if self.wire else "measured"
 
     def set_timeout(self, timeout_s):
-        """How long any wait lasts before `RankFailed` names who did not come."""
+        """Set how long any wait lasts before `RankFailed` names who did not come."""
         raise NotImplementedError
 
     def agree(self, call, note=""):
-        """Wait until all ranks have come to this call; a list of their notes. `CollectiveMismatch` if calls differ."""
+        """Wait until all ranks have come to this call; a list of their notes. `CollectiveMismatch` if calls differ.
+
+        Args:
+            call: a `Call`, or what the ranks do together in words.
+            note: a short text for the other ranks, which may differ from theirs.
+        """
         raise NotImplementedError
 
     def send(self, tensor, dst):
@@ -78,23 +93,3 @@ class EmulatedWire:
         arrive_s = self._in_free_s = max(arrive_s, self._in_free_s + size_bytes / bandwidth_Bps)
         if (pause_s := arrive_s - now_s()) > 0:
             time.sleep(pause_s)
-
-
-def describe(tensor):
-    """A tensor in words, for agreement and errors."""
-    return _described(tensor.dtype, tensor.shape)
-
-
-@lru_cache(maxsize=256)
-def _described(dtype, shape):
-    return brief(f"{str(dtype).removeprefix('torch.')}, shape {tuple(shape)}")
-
-
-def brief(text, limit=100):
-    """`text` on one line of at most `limit` bytes; what was cut off still counts, as a checksum."""
-    if len(text) <= limit and text.isascii() and text.isprintable():
-        return text
-    data = " ".join(text.split()).encode(errors="replace")
-    if len(data) <= limit:
-        return data.decode()
-    return data[: limit - 12].decode(errors="ignore") + f"... {zlib.crc32(data):08x}"

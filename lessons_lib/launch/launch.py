@@ -10,10 +10,10 @@ import cloudpickle
 import torch
 import torch.distributed as dist
 
-from ..comm import Communicator, TorchTransport, block
+from ..comm import block
 from ..comm.block import Block
 from ..comm.check import check_memory
-from ..comm.shared_memory import board_bytes
+from ..comm.factory import TRANSPORTS, meeting_bytes, of_group
 from ..devices import usable_cores
 from ..errors import InvalidSchedule
 from ..schedules import Links, Schedule
@@ -22,7 +22,6 @@ from ..schedules.verify import check_schedule
 from .processes import Ranks, context, interrupts_put_off
 from .rank import Setup
 
-TRANSPORTS = ("shared_memory", "torch")
 LONGEST_S = 1e6  # eleven days; clocks that count nanoseconds run over far beyond that
 
 
@@ -60,7 +59,8 @@ def launch(
             `Schedule`, or with transport="torch" also "torch".
         links: `Links` to emulate, by delaying every message.
         timeout_s: how long a rank waits for another one before it gives up, in seconds.
-        trace: record what every rank did and when.
+        trace: record what every rank did and when. Large tensors then travel whole, not in segments, so that every
+            message of the schedule is one bar of the timeline; a traced collective is slower for it.
 
     Returns:
         `Results`: a list, one result a rank, with `.ledgers` and `.trace`.
@@ -78,7 +78,7 @@ def launch(
     work = _pickled(fn, args, kwargs)
     check_memory("fn with its arguments", world_size, len(work))
     with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
-        board = Block(board_bytes(world_size) if transport == "shared_memory" else 8)
+        board = Block(meeting_bytes(transport, world_size))
         stack.callback(board.end)
         package = Block(len(work))
         stack.callback(package.end)
@@ -124,7 +124,7 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
         if torch.device(device).type != "cpu":
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return Communicator(TorchTransport(timeout_s, links, own_group=own_group), algorithm, device, trace)
+    return of_group(timeout_s, links, own_group, algorithm=algorithm, device=device, trace=trace)
 
 
 def _check(fn, world_size, transport, algorithm, links, timeout_s):

@@ -9,16 +9,14 @@ import threading
 import traceback
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import timedelta
 from multiprocessing import connection, parent_process
 
 import cloudpickle
 import psutil
 import torch
-import torch.distributed as dist
 
-from ..comm import Communicator, SharedMemoryTransport, TorchTransport
 from ..comm.block import Block
+from ..comm.factory import meet
 from ..errors import CollectiveMismatch, RankFailed
 from ..schedules import Links
 from .prints import Outbox, streams
@@ -73,17 +71,11 @@ def _end_with_parent():
 
 
 def _make_communicator(rank, setup):
-    if setup.transport == "shared_memory":
-        transport = SharedMemoryTransport(rank, setup.world_size, setup.meeting_place, START_TIMEOUT_S, setup.links)
-        transport.agree("start")
-        transport.set_timeout(setup.timeout_s)
-    else:
+    if setup.transport == "torch":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
-        store = dist.FileStore(setup.meeting_place, setup.world_size)
-        store.set_timeout(timedelta(seconds=START_TIMEOUT_S))
-        dist.init_process_group("gloo", store=store, rank=rank, world_size=setup.world_size)
-        transport = TorchTransport(setup.timeout_s, setup.links, own_group=True)
-    return Communicator(transport, setup.algorithm, trace=setup.trace)
+    timeouts_s = START_TIMEOUT_S, setup.timeout_s
+    where = setup.transport, rank, setup.world_size, setup.meeting_place
+    return meet(*where, *timeouts_s, setup.links, algorithm=setup.algorithm, trace=setup.trace)
 
 
 def loopback_interface():

@@ -7,7 +7,7 @@ from numbers import Real
 import torch
 from torch import nn
 
-from ..comm import Communicator, TorchTransport
+from ..comm import Communicator
 from .reducer import Reducer
 
 
@@ -49,9 +49,8 @@ class DataParallel(nn.Module):
         self.broadcast_buffers = broadcast_buffers and any(True for _ in module.buffers())
         comm.transport.agree(f"DataParallel({_signature(module)})")
         _broadcast([*module.parameters(), *module.buffers()], comm)
-        over_a_wire = isinstance(comm.transport, TorchTransport) or comm.transport.wire is not None
         trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        options = over_a_wire if overlap is None else overlap, weight_by_batch
+        options = comm.transport.waits_on_wire if overlap is None else overlap, weight_by_batch
         self._reducer, self._sync = Reducer(trained, comm, bucket_cap_mb * 1e6, *options), True
 
     def forward(self, *args, **kwargs):

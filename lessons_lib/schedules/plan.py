@@ -2,14 +2,14 @@
 
 import zlib
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
 from .schedule import chunk_bounds, transfers
 from .verify import check_schedule
 
 
-class Part(NamedTuple):
-    """One transfer as its ranks see it.
+@dataclass(eq=False)
+class Part:
+    """One transfer as its ranks see it. Parts compare by identity, so that a window can keep something for each.
 
     Attributes:
         peer: the other rank.
@@ -44,9 +44,9 @@ class Step:
     written: int = 0
 
 
-@dataclass
+@dataclass(eq=False)
 class Plan:
-    """All steps of one rank: the schedule's `num_rounds` rounds, once for each segment.
+    """All steps of one rank: the schedule's `num_rounds` rounds, once for each segment. Plans compare by identity.
 
     `readers`: the steps that others must have ended before the tensor is free again. `peers`: whom it meets.
     """
@@ -65,11 +65,10 @@ class Plans:
         self._plans, self._checked = {}, []
 
     def of(self, schedule, numel, num_segments=1):
-        # The schedule is kept beside its plan, so that its id stays its own.
-        key = id(schedule), numel, num_segments
+        key = schedule, numel, num_segments
         if key not in self._plans:
-            self._plans[key] = make_plan(schedule, self._rank, numel, num_segments), schedule
-        return self._plans[key][0]
+            self._plans[key] = make_plan(schedule, self._rank, numel, num_segments)
+        return self._plans[key]
 
     def checked(self, schedule):
         """The schedule, verified, and a number that tells it from others of its name."""

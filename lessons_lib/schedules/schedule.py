@@ -55,6 +55,9 @@ class Schedule:
         if not isinstance(self.root, Integral) or not 0 <= self.root < self.world_size:
             raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is accepted")
 
+    def __hash__(self):
+        return hash((self.world_size, self.num_chunks, self.name, self.collective, self.root))  # lists have no hash
+
 
 class Transfer(NamedTuple):
     """All chunks that one rank gives another in one round with one op: they travel as one message."""

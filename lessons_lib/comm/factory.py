@@ -1,0 +1,47 @@
+"""Makes the communicator of a rank from what its launcher knows: the one place that tells the transports apart."""
+
+from datetime import timedelta
+
+import torch.distributed as dist
+
+from .communicator import Communicator
+from .shared_memory import SharedMemoryTransport, board_bytes
+from .torch_transport import TorchTransport
+
+TRANSPORTS = ("shared_memory", "torch")
+
+
+def meeting_bytes(transport, world_size):
+    """The size of the `Block` in which ranks of one machine meet: a board, or (torch) the file of a `FileStore`."""
+    return board_bytes(world_size) if transport == "shared_memory" else 8
+
+
+def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s, links=None, **options):
+    """Join the other ranks of this machine.
+
+    Args:
+        transport: one of `TRANSPORTS`.
+        rank, world_size: who this is, of how many.
+        meeting_place: the name of a zeroed `Block` of `meeting_bytes`, or (torch) of a file that all ranks can open.
+        start_timeout_s: how long the others may take to come here, in seconds.
+        timeout_s: how long any later wait may last, in seconds.
+        links: `Links` to emulate, or None.
+        options: `algorithm`, `device` and `trace` of the `Communicator`.
+
+    Returns:
+        The `Communicator`, when all ranks have come.
+    """
+    if transport == "shared_memory":
+        joined = SharedMemoryTransport(rank, world_size, meeting_place, start_timeout_s, links)
+        joined.agree("start")
+        joined.set_timeout(timeout_s)
+        return Communicator(joined, **options)
+    store = dist.FileStore(meeting_place, world_size)
+    store.set_timeout(timedelta(seconds=start_timeout_s))
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    return of_group(timeout_s, links, own_group=True, **options)
+
+
+def of_group(timeout_s, links=None, own_group=False, **options):
+    """The `Communicator` of torch's default process group, which it ends with itself if `own_group`."""
+    return Communicator(TorchTransport(timeout_s, links, own_group=own_group), **options)
