@@ -92,7 +92,7 @@ def augmented(records, size=28, degrees=15.0, generator=None):
     return functional.avg_pool2d(x, side // size), records[:, 0].long()
 
 
-class ShardSampler:
+class RankSampler:
     """Deals the indices of a data set to ranks, so that all ranks together take the steps of one process.
 
         global batch b = order[b·B : (b+1)·B],  rank r takes every world_size-th of it, from the r-th
@@ -169,7 +169,7 @@ class ShardSampler:
 def batches(sampler, *tensors):
     """Iterate over `(x[indices], y[indices], ...)`, one tuple a step of `sampler`.
 
-    sampler: gives lists of indices, such as `ShardSampler`. tensors: at least one, all of the same length.
+    sampler: gives lists of indices, such as `RankSampler`. tensors: at least one, all of the same length.
     Raises ValueError.
     """
     lengths = [len(tensor) for tensor in tensors]

@@ -95,7 +95,7 @@ class ShardStream(IterableDataset):
     Iterating yields uint8 arrays (≤ batch_size, record_bytes). batch_size: of one reader. shuffle: False keeps the
     order. by_worker: False gives every worker of a DataLoader the whole share of its rank: a mistake to look at.
     `opens` and `bytes_read` count what this copy has read. Raises ValueError; FileNotFoundError for a missing shard.
-    Differs from `ShardSampler`, which deals single samples of a data set with random access. Lesson 09.
+    Differs from `RankSampler`, which deals single samples of a data set with random access. Lesson 09.
     """
 
     def __init__(self, folder, rank=0, world_size=1, batch_size=64, buffer=8, shuffle=True, seed=0, by_worker=True):

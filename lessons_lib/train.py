@@ -8,7 +8,7 @@ from numbers import Integral
 import torch
 from tqdm import tqdm
 
-from .data import ShardSampler, batches
+from .data import RankSampler, batches
 
 
 @dataclass
@@ -48,12 +48,12 @@ def fit(model, optimizer, loss_fn, data, *, batch_size, epochs=1, seed=0, valida
         `History`.
 
     Raises:
-        TypeError, ValueError: bad arguments; what `ShardSampler` says about batch_size and seed.
+        TypeError, ValueError: bad arguments; what `RankSampler` says about batch_size and seed.
     """
     _check(model, optimizer, loss_fn, data, validation, epochs)
     comm = getattr(model, "comm", None)
     rank, world_size = (comm.rank, comm.world_size) if comm else (0, 1)
-    sampler = ShardSampler(len(data[0]), rank, world_size, batch_size, seed=seed)
+    sampler = RankSampler(len(data[0]), rank, world_size, batch_size, seed=seed)
     history = History()
     bar = tqdm(total=epochs * len(sampler), disable=not progress or rank > 0, leave=False, file=sys.stderr, unit="step")
     for epoch in range(epochs):

@@ -5,7 +5,7 @@ from itertools import chain
 import pytest
 import torch
 
-from lessons_lib.data import ShardSampler, batches, digits, digits_28, regression
+from lessons_lib.data import RankSampler, batches, digits, digits_28, regression
 
 
 def test_digits_shapes_range_and_split():
@@ -88,7 +88,7 @@ GRID = [(n, world, b) for n in (0, 1, 7, 32, 103) for world in (1, 2, 3, 4, 8) f
 @pytest.mark.parametrize("num_samples, world_size, batch_size", GRID)
 def test_ranks_together_take_the_steps_of_one_process(num_samples, world_size, batch_size, shuffle):
     def steps(rank, world_size, epoch=2):
-        sampler = ShardSampler(num_samples, rank, world_size, batch_size, shuffle, seed=5)
+        sampler = RankSampler(num_samples, rank, world_size, batch_size, shuffle, seed=5)
         sampler.set_epoch(epoch)
         result = list(sampler)
         assert len(result) == len(sampler)
@@ -108,7 +108,7 @@ def test_ranks_together_take_the_steps_of_one_process(num_samples, world_size, b
 
 def test_order_depends_on_seed_and_epoch_alone():
     def order(seed, epoch):
-        sampler = ShardSampler(50, 1, 3, 7, seed=seed)
+        sampler = RankSampler(50, 1, 3, 7, seed=seed)
         sampler.set_epoch(epoch)
         return list(sampler)
 
@@ -124,15 +124,15 @@ def test_order_depends_on_seed_and_epoch_alone():
 @pytest.mark.parametrize("done", [0, 1, 4, 8])
 @pytest.mark.parametrize("new_world_size", [2, 3])
 def test_resumes_in_mid_epoch_also_on_another_number_of_ranks(done, new_world_size):
-    whole = ShardSampler(60, 0, 1, 8, seed=1)
+    whole = RankSampler(60, 0, 1, 8, seed=1)
     whole.set_epoch(3)
     expected = list(whole)
 
-    stopped = ShardSampler(60, 0, 2, 8, seed=1)
+    stopped = RankSampler(60, 0, 2, 8, seed=1)
     stopped.set_epoch(3)
     for _, _ in zip(range(done), stopped, strict=False):
         pass
-    resumed = [ShardSampler(60, rank, new_world_size, 8) for rank in range(new_world_size)]
+    resumed = [RankSampler(60, rank, new_world_size, 8) for rank in range(new_world_size)]
     for sampler in resumed:
         sampler.load_state_dict(stopped.state_dict())
         sampler.set_epoch(3)
@@ -142,7 +142,7 @@ def test_resumes_in_mid_epoch_also_on_another_number_of_ranks(done, new_world_si
 
 
 def test_another_epoch_after_loading_starts_at_its_beginning():
-    sampler = ShardSampler(20, 0, 1, 5)
+    sampler = RankSampler(20, 0, 1, 5)
     next(iter(sampler))
     assert sampler.state_dict()["step"] == 1
     assert len(list(sampler)) == 4
@@ -164,15 +164,15 @@ def test_another_epoch_after_loading_starts_at_its_beginning():
 )
 def test_sampler_errors(arguments, error, words):
     with pytest.raises(error, match=words):
-        ShardSampler(*arguments)
+        RankSampler(*arguments)
 
 
 def test_sampler_refuses_an_epoch_or_state_that_is_not_its_own():
-    sampler = ShardSampler(10, 0, 1, 4)
+    sampler = RankSampler(10, 0, 1, 4)
     with pytest.raises(ValueError, match="epoch"):
         sampler.set_epoch(-1)
     with pytest.raises(ValueError, match="batch_size=5, this sampler 4"):
-        sampler.load_state_dict(ShardSampler(10, 0, 1, 5).state_dict())
+        sampler.load_state_dict(RankSampler(10, 0, 1, 5).state_dict())
 
 
 def test_batches_give_the_rows_of_every_tensor():
@@ -180,7 +180,7 @@ def test_batches_give_the_rows_of_every_tensor():
     for world_size in (1, 3):
         seen = []
         for rank in range(world_size):
-            for x_batch, y_batch in batches(ShardSampler(7, rank, world_size, 3), x, y):
+            for x_batch, y_batch in batches(RankSampler(7, rank, world_size, 3), x, y):
                 assert x_batch.shape == (len(y_batch), 2)
                 assert torch.equal(x_batch[:, 0], 2.0 * y_batch)
                 seen += y_batch.tolist()
@@ -193,5 +193,5 @@ def test_batches_give_the_rows_of_every_tensor():
 
 def test_sampler_works_inside_torchs_data_loader():
     data = torch.utils.data.TensorDataset(torch.arange(10))
-    loader = torch.utils.data.DataLoader(data, batch_sampler=ShardSampler(10, 0, 1, 4, shuffle=False))
+    loader = torch.utils.data.DataLoader(data, batch_sampler=RankSampler(10, 0, 1, 4, shuffle=False))
     assert [batch.tolist() for (batch,) in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]

@@ -10,7 +10,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 
 from lessons_lib import CollectiveMismatch, Links, RankFailed, launch
-from lessons_lib.data import ShardSampler, batches, digits
+from lessons_lib.data import RankSampler, batches, digits
 from lessons_lib.losses import cross_entropy
 from lessons_lib.models import mlp
 from lessons_lib.optim import SGD, Adam
@@ -56,7 +56,7 @@ def train(comm, bucket_cap_mb=25, overlap=None, optimizer=Adam, set_to_none=True
         model = DataParallel(model, comm, bucket_cap_mb=bucket_cap_mb, overlap=overlap)
     opt = optimizer(model.parameters(), lr=1e-2)
     states = []
-    for x, y in batches(ShardSampler(103, rank, world_size, batch_size), *problem()):
+    for x, y in batches(RankSampler(103, rank, world_size, batch_size), *problem()):
         opt.zero_grad(set_to_none=set_to_none)
         nn.functional.cross_entropy(model(x), y).backward()
         opt.step()
@@ -112,7 +112,7 @@ def against_ddp(comm, weight_by_batch):
     for model in (ours, theirs):
         model.steps = []
         opt = Adam(model.parameters(), lr=1e-2)
-        for bx, by in batches(ShardSampler(160, comm.rank, comm.world_size, 32), x[:160], y[:160]):
+        for bx, by in batches(RankSampler(160, comm.rank, comm.world_size, 32), x[:160], y[:160]):
             opt.zero_grad()
             cross_entropy(model(bx), by).backward()
             opt.step()

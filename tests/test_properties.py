@@ -18,7 +18,7 @@ from hypothesis.configuration import set_hypothesis_home_dir
 from torch import nn
 
 from lessons_lib import InvalidSchedule, Links, launch
-from lessons_lib.data import ShardSampler, batches
+from lessons_lib.data import RankSampler, batches
 from lessons_lib.parallel import DataParallel
 from lessons_lib.schedules import (
     ALGORITHMS,
@@ -568,7 +568,7 @@ def test_a_simulation_is_between_what_the_busiest_rank_and_one_link_for_all_woul
 )
 def test_samplers_deal_out_the_batches_of_one_process(num_samples, world_size, batch_size, shuffle, seed, epoch):
     def steps(rank, size):
-        sampler = ShardSampler(num_samples, rank, size, batch_size, shuffle, seed)
+        sampler = RankSampler(num_samples, rank, size, batch_size, shuffle, seed)
         sampler.set_epoch(epoch)
         assert len(list(sampler)) == len(sampler)
         return list(sampler)
@@ -654,7 +654,7 @@ def trained(comm, training):
     ends = training.sizes[0], training.sizes[-1]
     data = [torch.randn(num_samples, size, generator=draw, dtype=torch.float64) for size in ends]
     steps, due = [], 0
-    for x, y in batches(ShardSampler(num_samples, rank, world_size, batch_size), *data):
+    for x, y in batches(RankSampler(num_samples, rank, world_size, batch_size), *data):
         if due == 0:
             optimizer.zero_grad(training.set_to_none)
         due = (due + 1) % training.micro_batches

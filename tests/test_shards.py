@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lessons_lib.data import ShardSampler, augmented
+from lessons_lib.data import RankSampler, augmented
 from lessons_lib.launch.processes import context
 from lessons_lib.shards import MANIFEST, MappedRecords, ShardStream, damage, read_manifest, write_shards
 
@@ -196,7 +196,7 @@ def test_mapped_records_take_any_index_and_travel_without_the_map(tmp_path):
     assert mapped[0].tolist() == RECORDS[0].tolist()
     assert len(pickle.dumps(mapped)) < 1000
     assert pickle.loads(pickle.dumps(mapped))[7].tolist() == RECORDS[7].tolist()
-    sampler = ShardSampler(103, 0, 1, batch_size=10)
+    sampler = RankSampler(103, 0, 1, batch_size=10)
     feed = DataLoader(mapped, sampler=sampler, batch_size=None, num_workers=2, multiprocessing_context=context())
     assert sorted(chain(*numbers(feed))) == list(range(103))
 
