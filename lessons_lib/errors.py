@@ -1,4 +1,6 @@
-"""What can go wrong between ranks."""
+"""What can go wrong between ranks, and the check that every floor needs."""
+
+from numbers import Integral
 
 
 class RankFailed(RuntimeError):
@@ -45,3 +47,13 @@ class InvalidSchedule(ValueError):
     def __str__(self):
         place = [f"{name} {value}" for name in ("round", "rank", "chunk") if (value := getattr(self, name)) is not None]
         return ", ".join(place) + ": " + self.problem if place else self.problem
+
+
+def check_whole(name, value, least):
+    """Refuse a `value` of the argument `name` that is no whole number of at least `least`, in the words of the project.
+
+    Raises:
+        ValueError: `value` is smaller, of another type, or a bool.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import inf
 from numbers import Real
 
-from .schedule import check_whole
+from ..errors import check_whole
 
 
 @dataclass(frozen=True)

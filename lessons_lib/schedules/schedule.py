@@ -5,6 +5,8 @@ from itertools import pairwise
 from numbers import Integral
 from typing import NamedTuple
 
+from ..errors import check_whole
+
 OPS = ("add", "copy")
 COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
 
@@ -86,11 +88,6 @@ def chunk_bounds(numel, num_chunks):
 
 def check_world_size(world_size):
     check_whole("world_size", world_size, 1)
-
-
-def check_whole(name, value, least):
-    if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
 
 
 def check_is_schedule(schedule):
