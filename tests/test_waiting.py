@@ -4,11 +4,15 @@ import os
 import signal
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
 
-from lessons_lib import CollectiveMismatch, launch
+from lessons_lib import CollectiveMismatch, RankFailed, launch
+from lessons_lib.comm import bell
+from lessons_lib.comm.block import Block
+from lessons_lib.comm.board import Board
 
 
 def swap_both_sending_first(comm):
@@ -73,3 +77,24 @@ def test_a_message_is_on_both_lanes_and_the_wait_on_the_one_that_came_first(tran
     assert send.size_bytes == 40
     if transport == "shared_memory":
         assert any(span.kind == "wait" and span.rank == 0 and span.end_s == send.start_s for span in spans)
+
+
+@pytest.mark.parametrize("has_bell", [True, False])
+def test_a_rank_that_sleeps_is_woken_by_what_it_waits_for(monkeypatch, has_bell):
+    """With the system's own way to sleep on shared memory and, as on macOS and Windows, without."""
+    if not has_bell:
+        monkeypatch.setattr(bell, "FUTEX", None)
+    elif bell.FUTEX is None:
+        pytest.skip("this system has no futex")
+    block = Block(Board.size_bytes(2, 0))
+    first, second = (Board(rank, 2, block.name, 0, timeout_s=30) for rank in range(2))
+    with ThreadPoolExecutor(1) as other_rank:
+        for steps in range(1, 200):
+            told = other_rank.submit(lambda steps=steps: (second.wait_steps(0, steps), second.publish(steps)))
+            first.publish(steps)
+            first.wait_steps(1, steps)
+            told.result()
+    with pytest.raises(RankFailed, match="rank 1 did not answer"):
+        first.timeout_s = 0.2
+        first.wait_steps(1, 200)
+    block.end()

@@ -4,14 +4,16 @@ import time
 
 from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
+from .bell import Bell
 from .block import Block, Fence, yield_core
 
 # A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv. A line is a
 # multiple of what processors fetch at once (64 or 128 bytes), so that no rank's writing slows the others' reading.
 LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
-ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, STAMPS = 0, 1, 2, 3, 4, 5, 6, 8
+ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, ASLEEP, STAMPS = range(9)
 NUM_STAMPS = 48  # times of the last steps; they end below TEXT_AT[0] // 8. Only emulated links look back, a few steps
 SPINS = 200  # about 10 µs: a rank that is only a little behind comes in less, and giving the core away costs as much
+LOOK_S = 0.1  # so often a rank that waits looks whether the ranks wait for each other
 IDLE, SEND, RECV, COLLECTIVE = range(4)
 
 
@@ -29,8 +31,9 @@ class Board:
         self.block = Block(self.size_bytes(world_size, extra_bytes), name)
         self._bytes = memoryview(self.block.view)
         self.ints = self._bytes.cast("B").cast("q")
-        self.fence = Fence()
+        self.fence, self._bell = Fence(), Bell(self.block.view)
         self._line, self._num_calls, self.steps = self._at(rank, 0), 0, 0
+        self._others_asleep = [self._at(other, ASLEEP) for other in range(world_size) if other != rank]
 
     @staticmethod
     def size_bytes(world_size, extra_bytes):
@@ -57,7 +60,7 @@ class Board:
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(self, index, value, peer):
-        """Wait until the whole number at `index` has reached `value`: spin a little, then give way, then sleep."""
+        """Wait until the whole number at `index` has reached `value`: spin a little, then give the core away."""
         ints = self.ints
         for _ in range(SPINS):
             if ints[index] >= value:
@@ -65,11 +68,9 @@ class Board:
         start_s = looked_s = now_s()
         ints[self._line + VALUE], ints[self._line + INDEX] = value, index
         while ints[index] < value:
-            yield_core()
             waited_s = now_s() - start_s
-            if waited_s > 1e-3:
-                time.sleep(min(waited_s / 20, 1e-3))
-            if now_s() - looked_s > 0.1:
+            self._give_way(index, value, waited_s)
+            if now_s() - looked_s > LOOK_S:
                 self._find_deadlock()
                 looked_s = now_s()
             if waited_s > self.timeout_s:
@@ -78,6 +79,31 @@ class Board:
                     f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting "
                     f"for it in {self.doing(self.rank)}; rank {peer} was in {self.doing(peer)}",
                 )
+
+    def _give_way(self, index, value, waited_s):
+        """Sleep until somebody writes at `index`; where the system has no such thing, yield, and nap in a long wait."""
+        if not self._bell.works:
+            yield_core()
+            if waited_s > 1e-3:
+                time.sleep(min(waited_s / 20, 1e-3))
+            return
+        self.ints[self._line + ASLEEP] = 1
+        self.fence()  # whoever writes from here on sees that this rank sleeps, or this rank sees what was written
+        if (seen := self.ints[index]) < value:
+            self._bell.sleep(index, seen, LOOK_S)
+        self.ints[self._line + ASLEEP] = 0
+
+    def tell(self, index, value):
+        """Write `value` at `index`, after all that was written before, and wake those who wait for it."""
+        ints = self.ints
+        self.fence()  # who sees the new count must see what was written before it
+        ints[index] = value
+        if self._bell.works:
+            self.fence()
+            for other in self._others_asleep:
+                if ints[other]:
+                    self._bell.ring(index)
+                    return
 
     def set_doing(self, kind, peer=0, text=None):
         """Tell the others what this rank is in: IDLE, a COLLECTIVE, or a SEND or RECV with `peer`."""
@@ -135,8 +161,7 @@ class Board:
         """Tell the others how many steps this rank has ended, and when."""
         self.steps = steps
         self.ints[self._line + STAMPS + steps % NUM_STAMPS] = int(now_s() * 1e9)
-        self.fence()  # who sees the new count must see what was written before it
-        self.ints[self._line + STEPS] = steps
+        self.tell(self._line + STEPS, steps)
 
     def wait_steps(self, rank, steps):
         """Wait until `rank` has ended that many steps; the time at which it did (s)."""
@@ -146,12 +171,11 @@ class Board:
     def enter(self, call, note):
         """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`."""
         # A rank that is one call ahead has written its other slot, so two slots are enough. The text comes first, the
-        # count that says it is there last, with a fence between.
+        # count that says it is there last.
         self._num_calls += 1
         slot = self._num_calls % 2
         self._write(slot, f"{call}\n{note}")
-        self.fence()
-        self.ints[self._line + ENTERED] = self._num_calls
+        self.tell(self._line + ENTERED, self._num_calls)
         self.set_doing(COLLECTIVE)
         notes, mine = [], self._raw(self.rank, slot)
         for rank in range(self.world_size):

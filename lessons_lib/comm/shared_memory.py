@@ -64,16 +64,14 @@ class SharedMemoryTransport(Transport):
         board.set_doing(SEND, dst, str(Call("send", tensor, f"dst={dst}")))
         first = board.ints[box + WRITTEN]
         board.ints[box + STAMP] = int(now_s() * 1e9)
-        board.fence()
         self._sent[dst] += 1
-        board.ints[box + POSTED] = self._sent[dst]
+        board.tell(box + POSTED, self._sent[dst])
         for start, stop, at in _pieces(data.numel(), first):
             board.wait(box + READ, first + stop - BOX_BYTES, dst)
             room[at : at + stop - start].copy_(data[start:stop])
-            board.fence()
-            board.ints[box + WRITTEN] = first + stop
+            board.tell(box + WRITTEN, first + stop)
         board.wait(box + READ, first + data.numel() + 1, dst)
-        board.ints[box + WRITTEN] = first + data.numel() + 1
+        board.tell(box + WRITTEN, first + data.numel() + 1)
         board.set_doing(IDLE)
 
     def recv(self, tensor, src):
@@ -92,10 +90,9 @@ class SharedMemoryTransport(Transport):
         for start, stop, at in _pieces(data.numel(), first):
             board.wait(box + WRITTEN, first + stop, src)
             data[start:stop].copy_(room[at : at + stop - start])
-            board.fence()
-            board.ints[box + READ] = first + stop
+            board.tell(box + READ, first + stop)
         # One more than the bytes: an empty message, too, has to be taken before the sender goes on.
-        board.ints[box + READ] = first + data.numel() + 1
+        board.tell(box + READ, first + data.numel() + 1)
         board.set_doing(IDLE)
         return posted_s
 
