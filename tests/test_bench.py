@@ -5,18 +5,22 @@ import json
 import pytest
 
 from lessons_lib import bench
+from lessons_lib.bench import messages, training
+from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
 
 @pytest.mark.parametrize(
     "measure",
     [
-        lambda: bench.all_reduce(2, 64 * bench.KB, 3),
-        lambda: bench.ring_over_gloo(2, bench.MB, 3),
-        lambda: bench.training_step(*bench.MODELS[0], 2, 3),
-        lambda: bench.weak_scaling(*bench.MODELS[0], 3),
-        lambda: bench.adam_step(3),
-        lambda: bench.simulated_ring((2, 4)),
+        lambda: messages.all_reduce(2, 64 * KB, 3),
+        lambda: messages.ring_over_gloo(2, MB, 3),
+        lambda: training.shared_memory_step(training.MODELS[0], 2, 3),
+        lambda: training.shared_memory_step(training.MODELS[0], 2, 3, num_busy=2),
+        lambda: training.gloo_step(training.MODELS[0], 2, 3),
+        lambda: training.weak_scaling(training.MODELS[0], 3),
+        lambda: training.adam_step(3),
+        lambda: messages.simulated_ring((2, 4)),
     ],
 )
 def test_rows_say_what_was_compared(measure):
@@ -44,5 +48,5 @@ def test_rows_are_saved_with_where_they_came_from(tmp_path):
 
 def test_a_line_is_fitted_through_its_points():
     sizes = [1e3, 1e4, 1e5, 1e6]
-    alpha_s, beta_s = bench.fit_line(sizes, [2e-5 + 3e-9 * size for size in sizes])
+    alpha_s, beta_s = messages.fit_line(sizes, [2e-5 + 3e-9 * size for size in sizes])
     assert (alpha_s, beta_s) == pytest.approx((2e-5, 3e-9))

@@ -1,0 +1,67 @@
+"""Side-by-side measurements: this library and what one would use instead, in the same run, as ratios.
+
+Both sides of a row take turns of a few milliseconds in the same processes, so that whatever else the machine does hits
+both. A ratio is the median of the ratios of neighbouring turns; its spread is their middle half.
+"""
+
+import json
+from dataclasses import asdict
+from datetime import date
+from functools import partial
+from pathlib import Path
+
+from tqdm import tqdm
+
+from ..devices import machine_line
+from . import messages, training
+from .turns import KB, MB, Row, compared
+
+__all__ = ["Row", "compared", "main", "measurements", "messages", "save", "training"]
+
+
+def main(quick=False):
+    """Run all measurements (a minute with `quick`, about three without) and print them as a table; the rows."""
+    print(machine_line())
+    rows = []
+    for make in tqdm(list(measurements(quick)), leave=False):
+        rows += make()
+    width = max(len(row.work) for row in rows)
+    print(f"{'work':{width}}  {'peer':24}  {'ours':>9}  {'peer':>9}  {'ratio':>6}  middle half    goal")
+    for r in rows:
+        times = f"{_time(r.ours_s):>9}  {_time(r.theirs_s):>9}"
+        print(f"{r.work:{width}}  {r.peer:24}  {times}  {r.ratio:6.2f}  {r.low:5.2f}..{r.high:<6.2f} {r.goal}")
+    return rows
+
+
+def save(rows, path, command):
+    """Write rows as JSON, with the machine, the day and the command that they came from: data for a figure."""
+    source = {"machine": machine_line(), "date": date.today().isoformat(), "command": command}
+    text = json.dumps({**source, "rows": [asdict(row) for row in rows]}, indent=1)
+    Path(path).write_text(text + "\n", encoding="utf-8")
+
+
+def measurements(quick):
+    """The functions that measure, each giving a list of rows."""
+    few = 4 if quick else 1
+    yield partial(messages.start_ranks, repeats=2 if quick else 5)
+    for world_size in (2, 4):
+        for size_bytes in (64 * KB, MB, 16 * MB, 64 * MB):
+            yield partial(messages.all_reduce, world_size, size_bytes, max(8, 40 // few))
+        for size_bytes in (4 * MB, 16 * MB):
+            yield partial(messages.ring_over_gloo, world_size, size_bytes, 40 // few)
+        for work in training.MODELS[: 2 if world_size == 4 else 3]:
+            yield partial(training.shared_memory_step, work, world_size, work.repeats // few)
+        yield partial(training.shared_memory_step, training.MODELS[0], world_size, 40 // few, num_busy=2)
+    for work in training.MODELS:
+        yield partial(training.gloo_step, work, 2, work.repeats // few)
+    for work in training.MODELS:
+        yield partial(training.weak_scaling, work, work.repeats // few)
+    yield partial(training.adam_step, 60 // few)
+    yield partial(messages.simulated_ring, (64, 256) if quick else (64, 256, 1024))
+    yield partial(messages.predicted_all_reduce, 60 // few)
+
+
+def _time(time_s):
+    return (
+        f"{time_s:.2f} s" if time_s >= 1 else f"{time_s * 1e3:.2f} ms" if time_s >= 1e-3 else f"{time_s * 1e6:.0f} µs"
+    )
