@@ -18,6 +18,7 @@ from lessons_lib.schedules import (
     direct,
     halving_doubling,
     hierarchical,
+    replay,
     ring,
     ring_all_gather,
     ring_reduce_scatter,
@@ -268,3 +269,30 @@ def test_any_order_that_the_waits_allow_gives_the_sum(name, world_size, num_segm
             run_in_any_order(plans, tensors, rng)
             expected = torch.arange(numel) * (world_size * (world_size + 1) // 2)
             assert all(torch.equal(tensor, expected) for tensor in tensors)
+
+
+def test_a_step_waits_for_the_last_read_of_all_that_it_overwrites():
+    # In the last round rank 1 overwrites two chunks, of which rank 0 reads chunk 1 in round 2 and chunk 0 in round 3.
+    rounds = [
+        [Message(2, 0, 0, "add"), Message(2, 0, 1, "add")],
+        [Message(0, 2, 0, "copy"), Message(0, 2, 1, "copy")],
+        [Message(1, 2, 0, "add"), Message(1, 2, 1, "add"), Message(1, 0, 1, "add")],
+        [Message(1, 0, 0, "add")],
+        [Message(2, 1, 0, "copy"), Message(2, 1, 1, "copy")],
+    ]
+    schedule = Schedule(3, 2, rounds)
+    verify(schedule)
+    plans = [make_plan(schedule, rank, 2) for rank in range(3)]
+    assert plans[1].steps[4].readers == {0: 4, 2: 3}
+    for seed in range(20):
+        tensors = [torch.tensor([1, 1]) * 10**rank for rank in range(3)]
+        run_in_any_order(plans, tensors, random.Random(seed))
+        assert all(tensor.tolist() == [111, 111] for tensor in tensors)
+
+
+def test_replay_plays_one_round_at_a_time_and_reads_what_stood_at_its_start():
+    held = [["a"], ["b"], ["c"]]
+    rounds = replay([[Message(0, 1, 0, "add"), Message(1, 2, 0, "add")], [Message(2, 0, 0, "copy")]], held, str.__add__)
+    assert next(rounds) == 0 and held == [["a"], ["ba"], ["cb"]]
+    assert next(rounds) == 1 and held == [["cb"], ["ba"], ["cb"]]
+    assert list(rounds) == []

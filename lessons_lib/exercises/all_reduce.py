@@ -1,10 +1,11 @@
 """Exercises of lesson 11: the two halves of the ring, chunks that don't divide, and halving-doubling."""
 
+import operator
 from dataclasses import dataclass
 
 from lessons_lib import InvalidSchedule
 from lessons_lib.exercises.core import Exercise, Mistake, Outcome
-from lessons_lib.schedules import Message, Schedule, count, ring_reduce_scatter, verify
+from lessons_lib.schedules import Message, Schedule, count, replay, ring_reduce_scatter, verify
 
 NUMEL = 1680  # divides by 1 to 8, 10, 12 and 14 to 16: chunks of the cases are equal
 
@@ -46,9 +47,8 @@ def _cost(rounds, world_size):
 def _sums(rounds, world_size):
     """What every rank holds of every chunk after the rounds, where rank r brought 100 ** r."""
     held = [[100**rank] * world_size for rank in range(world_size)]
-    for messages in rounds:
-        for (_, dst, chunk, op), taken in [(m, held[m.src][m.chunk]) for m in messages]:
-            held[dst][chunk] = taken + (held[dst][chunk] if op == "add" else 0)
+    for _ in replay(rounds, held, operator.add):
+        pass
     return tuple(map(tuple, held))
 
 
@@ -64,7 +64,7 @@ def _judge(answer, world_size, collective, best, before=()):
         verify(Schedule(world_size, world_size, [*before, *rounds], collective=collective))
     except InvalidSchedule as error:
         problem = str(InvalidSchedule(error.problem, error.round - len(before), error.rank, error.chunk))
-        if all(0 <= place < world_size for messages in rounds for m in messages for place in m[:3]):
+        if all(0 <= number < world_size for messages in rounds for m in messages for number in m[:3]):
             signs = _sums([*before, *rounds], world_size)
             sent = _cost(rounds, world_size)["payloads sent by the busiest rank"]
             if sent > best:

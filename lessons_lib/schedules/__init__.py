@@ -6,6 +6,7 @@ from .direct import direct
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
+from .replay import replay
 from .ring import ring, ring_all_gather, ring_reduce_scatter
 from .schedule import Message, Schedule, chunk_bounds
 from .simulate import Simulation, simulate
@@ -25,6 +26,7 @@ __all__ = [
     "direct",
     "halving_doubling",
     "hierarchical",
+    "replay",
     "ring",
     "ring_all_gather",
     "ring_reduce_scatter",

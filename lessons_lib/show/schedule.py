@@ -1,5 +1,6 @@
 """A schedule as a picture: what every rank holds after each round, and the messages that brought it there."""
 
+import operator
 import textwrap
 
 import numpy as np
@@ -7,7 +8,9 @@ from matplotlib import patheffects
 from matplotlib.collections import PolyCollection
 from matplotlib.colors import to_rgb
 
-from ..schedules.verify import initial_shares
+from ..schedules.promise import initial_shares
+from ..schedules.replay import replay
+from ..schedules.schedule import check_is_schedule
 from .labels import arrow
 from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
 
@@ -22,26 +25,30 @@ _MAX_ARROWS = 16  # in a panel
 
 
 def states(schedule):
-    """What stands where: states[k][rank][chunk] is the set, as bits, of the ranks whose data it holds after k rounds.
+    """What every rank holds at the start and after each round. A wrong schedule can be drawn too.
 
-    As in `verify`, all messages of a round read what stood at its start; a wrong schedule can be drawn too.
-    Raises TypeError for what is no schedule; ValueError for more than 64 ranks or chunks, and for messages of ranks or
-    chunks that don't exist.
+    Args:
+        schedule: a `Schedule` of at most 64 ranks and 64 chunks.
+
+    Returns:
+        states[k][rank][chunk]: the ranks whose data this rank holds of this chunk after k rounds, as bits.
+
+    Raises:
+        TypeError: `schedule` is something else.
+        ValueError: there are more ranks or chunks, or a message names a rank or chunk that does not exist.
     """
-    if not hasattr(schedule, "rounds") or not hasattr(schedule, "num_chunks"):
-        raise TypeError(f"schedule must be a Schedule, such as ring(4), got {type(schedule).__name__}")
+    check_is_schedule(schedule)
     size, chunks = schedule.world_size, schedule.num_chunks
     if max(size, chunks) > MAX_RANKS:
-        raise ValueError(f"schedule has {size} ranks and {chunks} chunks; up to {MAX_RANKS} of each can be drawn")
-    after = [[[share & everybody(size) for share in row] for row in initial_shares(schedule)]]
+        raise ValueError(f"schedule has {size} ranks and {chunks} chunks: at most {MAX_RANKS} of each can be drawn")
     for number, messages in enumerate(schedule.rounds):
-        held = [list(row) for row in after[-1]]
         for message in messages:
-            src, dst, chunk, op = message
-            if not (0 <= src < size and 0 <= dst < size and 0 <= chunk < chunks):
+            if not (0 <= message.src < size and 0 <= message.dst < size and 0 <= message.chunk < chunks):
                 raise ValueError(f"round {number}: {message} needs ranks below {size} and chunks below {chunks}")
-            held[dst][chunk] = after[-1][src][chunk] | (held[dst][chunk] if op == "add" else 0)
-        after.append(held)
+    held = [[share & everybody(size) for share in shares] for shares in initial_shares(schedule)]
+    after = [[list(shares) for shares in held]]
+    for _ in replay(schedule.rounds, held, operator.or_):
+        after.append([list(shares) for shares in held])
     return after
 
 
