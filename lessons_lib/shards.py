@@ -7,26 +7,38 @@ import hashlib
 import json
 import re
 from math import ceil
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
+
+from .errors import check_whole
 
 MANIFEST = "manifest.json"
 
 
 def write_shards(folder, records, shard_samples):
-    """Write `records` to files of `shard_samples` each (the last may be smaller), then the manifest; returns it.
+    """Write `records` to files of `shard_samples` each (the last may be smaller), then the manifest. Lesson 09.
 
-    folder: an existing one. records: uint8 array (N, record_bytes), N ≥ 1.
-    The manifest comes last: a folder without one is unfinished. Raises TypeError, ValueError. Lesson 09.
+    The manifest comes last: a folder without one is unfinished.
+
+    Args:
+        folder: an existing one.
+        records: uint8 array (N, record_bytes), N ≥ 1.
+        shard_samples: records per file.
+
+    Returns:
+        The manifest, as `read_manifest` gives it.
+
+    Raises:
+        TypeError: `records` is another thing.
+        ValueError: `shard_samples` is no whole number of at least 1.
     """
     if not isinstance(records, np.ndarray) or records.dtype != np.uint8 or records.ndim != 2 or not records.size:
-        told = f"{records.dtype} {records.shape}" if isinstance(records, np.ndarray) else type(records).__name__
-        raise TypeError(f"records must be a uint8 array (N, record_bytes) with N ≥ 1, not {told}")
-    if not isinstance(shard_samples, Integral) or shard_samples < 1:
-        raise ValueError(f"shard_samples must be an int of at least 1, not {shard_samples!r}")
+        told = f"{records.dtype} array {records.shape}" if isinstance(records, np.ndarray) else type(records).__name__
+        raise TypeError(f"records is a {told}: a uint8 array (N, record_bytes) with N ≥ 1 is needed")
+    check_whole("shard_samples", shard_samples, 1)
     manifest = {"record_bytes": records.shape[1], "shards": []}
     for start in range(0, len(records), shard_samples):
         part = records[start : start + shard_samples].tobytes()
@@ -39,9 +51,14 @@ def write_shards(folder, records, shard_samples):
 
 
 def read_manifest(folder):
-    """The manifest in `folder`: {"record_bytes", "shards": [{"file", "samples", "bytes", "sha256"}, …]}, checked.
+    """Read and check the manifest in `folder`. Lesson 09.
 
-    Raises FileNotFoundError without one, ValueError for one that makes no sense. Lesson 09.
+    Returns:
+        {"record_bytes": …, "shards": [{"file": …, "samples": …, "bytes": …, "sha256": …}, …]}
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it makes no sense.
     """
     try:
         manifest = json.loads(Path(folder, MANIFEST).read_text(encoding="utf-8"))
@@ -61,9 +78,13 @@ def read_manifest(folder):
 
 
 def damage(folder):
-    """What is wrong with the shards in `folder`: a list of sentences that name the file, empty if all is sound.
+    """Read every byte of the shards in `folder`, and say what is wrong with them. Lesson 09.
 
-    Reads every byte. Raises as `read_manifest`. Lesson 09.
+    Returns:
+        A list of sentences that name the file; empty if all is sound.
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_manifest`.
     """
     found = []
     for shard in read_manifest(folder)["shards"]:
@@ -83,52 +104,86 @@ def damage(folder):
 
 
 class ShardStream(IterableDataset):
-    """Batches of records out of shards, dealt to ranks and to the workers of each: every record once an epoch.
+    """Deal batches of records to ranks and to the workers of each, every record once per epoch. Lesson 09.
 
         all shards in a line, in an order drawn from (seed, epoch);
         reader i of n takes the records  i·N // n  to  (i+1)·N // n  of the line,   n = world_size · num_workers
 
     Shares differ by at most one record, also where readers are more than shards. A reader shuffles within windows of
     `buffer` batches, and holds one window in memory. All readers give equally many batches: the last ones may be
-    short or empty.
+    short or empty. Iterating yields uint8 arrays (≤ batch_size, record_bytes); a DataLoader takes them as they are
+    with batch_size=None. `opens` and `bytes_read` count what this copy has read.
+    Differs from `RankSampler`, which deals single samples of a data set with random access.
 
-    Iterating yields uint8 arrays (≤ batch_size, record_bytes). batch_size: of one reader. shuffle: False keeps the
-    order. by_worker: False gives every worker of a DataLoader the whole share of its rank: a mistake to look at.
-    `opens` and `bytes_read` count what this copy has read. Raises ValueError; FileNotFoundError for a missing shard.
-    Differs from `RankSampler`, which deals single samples of a data set with random access. Lesson 09.
+    Args:
+        folder: holds the shards and their manifest.
+        rank, world_size: who reads, of how many.
+        batch_size: records per batch of one reader.
+        buffer: batches per window.
+        shuffle: draw the orders from (seed, epoch); otherwise records come as they lie.
+        seed: of the orders.
+        by_worker: False gives every worker of a DataLoader the whole share of its rank: a mistake to look at.
+
+    Raises:
+        ValueError: an argument is no whole number, or too small or large; while reading, a shard ends early.
+        FileNotFoundError: the manifest, or while reading a shard, is missing.
     """
 
     def __init__(self, folder, rank=0, world_size=1, batch_size=64, buffer=8, shuffle=True, seed=0, by_worker=True):
         least = {"rank": (rank, 0), "seed": (seed, 0)}
         least |= {"world_size": (world_size, 1), "batch_size": (batch_size, 1), "buffer": (buffer, 1)}
         for name, (value, low) in least.items():
-            if not isinstance(value, Integral) or value < low:
-                raise ValueError(f"{name} must be an int of at least {low}, not {value!r}")
+            check_whole(name, value, low)
         if rank >= world_size:
-            raise ValueError(f"rank must be below world_size={world_size}, not {rank}")
+            raise ValueError(f"rank={rank}: a rank from 0 to {world_size - 1} is needed")
         self.folder, self.rank, self.world_size, self.batch_size = Path(folder), rank, world_size, batch_size
         self.buffer, self.shuffle, self.seed, self.by_worker = buffer, shuffle, seed, by_worker
         self.manifest = read_manifest(folder)
-        self.epoch = self.skip_batches = self.opens = self.bytes_read = 0
+        self.opens = self.bytes_read = 0
+        # (epoch, skip_batches) lie in shared memory: workers that outlive an epoch keep their first copy of all else.
+        self._start = torch.zeros(2, dtype=torch.int64).share_memory_()
+
+    def __setstate__(self, state):
+        self.__dict__.update(state)
+        self._start.share_memory_()  # a copy has a memory of its own; a worker's is already that of its loader
+
+    @property
+    def epoch(self):
+        """The epoch that the next iteration reads."""
+        return int(self._start[0])
+
+    @property
+    def skip_batches(self):
+        """How many batches of it the next iteration leaves out."""
+        return int(self._start[1])
 
     def set_epoch(self, epoch, skip_batches=0):
-        """Choose the epoch that comes next, from its batch `skip_batches` on: what was skipped is not read."""
-        for name, value in (("epoch", epoch), ("skip_batches", skip_batches)):
-            if not isinstance(value, Integral) or value < 0:
-                raise ValueError(f"{name} must be an int of at least 0, not {value!r}")
-        self.epoch, self.skip_batches = epoch, skip_batches
+        """Choose the epoch that comes next, from its batch `skip_batches` on: what was skipped is not read.
+
+        It reaches the workers of a DataLoader, also persistent ones. Each looks when its epoch begins, so call this
+        between epochs, not while the batches of one come.
+
+        Raises:
+            ValueError: an argument is no whole number of at least 0.
+        """
+        check_whole("epoch", epoch, 0)
+        check_whole("skip_batches", skip_batches, 0)
+        self._start.copy_(torch.tensor([epoch, skip_batches]))
 
     def __iter__(self):
+        return self._batches(self.epoch, self.skip_batches)
+
+    def _batches(self, epoch, skip_batches):
         info = get_worker_info() if self.by_worker else None
         workers = info.num_workers if info else 1  # they take turns in giving a batch, from worker 0 on
-        worker = (info.id + self.skip_batches) % workers if info else 0
+        worker = (info.id + skip_batches) % workers if info else 0
         reader, readers = self.rank * workers + worker, self.world_size * workers
-        shards, random = self.manifest["shards"], (self.seed, self.epoch)
+        shards, random = self.manifest["shards"], (self.seed, epoch)
         if self.shuffle:
             shards = [shards[k] for k in np.random.default_rng(random).permutation(len(shards))]
         total, size = sum(shard["samples"] for shard in shards), self.batch_size
         start, stop = reader * total // readers, (reader + 1) * total // readers
-        first = max(0, ceil((self.skip_batches - worker) / workers))
+        first = max(0, ceil((skip_batches - worker) / workers))
         for step in range(first, ceil(total / readers / size)):
             window, at = divmod(step, self.buffer)
             if at == 0 or step == first:
@@ -161,17 +216,28 @@ class ShardStream(IterableDataset):
 
 
 class MappedRecords(Dataset):
-    """One file of records, mapped into memory: only pages that are touched are read. Takes any index of NumPy's.
+    """Map one file of records into memory: only pages that are touched are read. Takes any index of NumPy's. Lesson 09.
 
-    transform: applied to what an index gives; a function that worker processes can import. A copy that goes to
-    another process opens the map there. Raises ValueError for a size that doesn't fit. Lesson 09.
+    A copy that goes to another process opens the map there.
+
+    Args:
+        path: the file.
+        record_bytes: size of a record.
+        transform: applied to what an index gives; a function that worker processes can import.
+
+    Raises:
+        ValueError: the file does not hold a whole number of records, at least one.
+        FileNotFoundError: there is no such file.
     """
 
     def __init__(self, path, record_bytes, transform=None):
+        check_whole("record_bytes", record_bytes, 1)
         self.path, self.record_bytes, self.transform, self._map = Path(path), record_bytes, transform, None
         size = self.path.stat().st_size
         if size == 0 or size % record_bytes:
-            raise ValueError(f"{self.path.name} holds {size} bytes: not a number of records of {record_bytes}")
+            raise ValueError(
+                f"{self.path.name} holds {size} bytes: a whole number of records of {record_bytes} is needed"
+            )
         self._length = size // record_bytes
 
     def __len__(self):

@@ -72,7 +72,7 @@ BAD = [
     (lambda: train(data=(torch.ones(0, 4), torch.ones(0))), ValueError, "data must be .* at least one sample"),
     (lambda: train(validation=(torch.ones(8, 4),)), ValueError, r"validation must be \(x, y\)"),
     (lambda: train(epochs=1.5), ValueError, r"epochs=1\.5: a whole number of 0 or more"),
-    (lambda: train(batch_size=None), TypeError, "batch_size must be an int, not None"),
+    (lambda: train(batch_size=None), ValueError, "batch_size=None: a whole number"),
     (lambda: models.mlp(4), ValueError, "sizes must be at least two ints of at least 1, not 4"),
     (lambda: devices.Work("many"), ValueError, "flops must be at least 0, not 'many'"),
 ]

@@ -1,11 +1,15 @@
 """Data that is the same everywhere, and a sampler that deals every index exactly once."""
 
+import math
+import re
 from itertools import chain
 
 import pytest
 import torch
+from torch.utils.data import DataLoader, TensorDataset
 
 from lessons_lib.data import RankSampler, batches, digits, digits_28, regression
+from lessons_lib.launch.processes import context
 
 
 def test_digits_shapes_range_and_split():
@@ -35,8 +39,21 @@ def test_digits_options():
     assert torch.equal(digits(seed=3)[0], digits(seed=3)[0])
     assert not torch.equal(digits(seed=3)[0], digits(seed=4)[0])
     assert [len(part) for part in digits(test_fraction=0)] == [1797, 1797, 0, 0]
-    with pytest.raises(ValueError, match=r"test_fraction must be .* not 1"):
-        digits(test_fraction=1)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        *({"test_fraction": value} for value in (1, -0.1, "half", None, math.nan)),
+        *({"seed": value} for value in ("a", -1, 0.5)),
+        *({"dtype": value} for value in (torch.int64, torch.uint8, torch.complex64, "float32", float)),
+    ],
+)
+def test_digits_name_the_argument_that_is_wrong(wrong):
+    ((name, value),) = wrong.items()
+    for load in (digits, digits_28):
+        with pytest.raises(ValueError, match=f"{name}={re.escape(repr(value))}: .* is needed"):
+            load(**wrong)
 
 
 def test_digits_28_are_the_same_samples_enlarged():
@@ -70,10 +87,16 @@ def test_regression_condition_is_exact(condition):
 @pytest.mark.parametrize(
     "keywords, words",
     [
-        ({"num_samples": 0}, "num_samples"),
-        ({"noise": -1}, "noise must be at least 0, not -1"),
-        ({"condition": 0.5}, "condition must be at least 1"),
-        ({"num_samples": 2, "condition": 3}, "num_samples=2, num_features=4"),
+        ({"num_samples": 0}, "num_samples=0: a whole number of at least 1 is needed"),
+        ({"num_features": 2.0}, r"num_features=2\.0: a whole number"),
+        ({"noise": -1}, "noise=-1: a finite number of at least 0 is needed"),
+        ({"noise": math.inf}, "noise=inf: a finite number"),
+        ({"noise": "little"}, "noise='little': a finite number"),
+        ({"condition": 0.5}, r"condition=0\.5: a finite number of at least 1 is needed"),
+        ({"condition": math.inf}, "condition=inf: a finite number"),
+        ({"num_samples": 2, "condition": 3}, "num_samples=2: with a condition, num_features=4 are needed"),
+        ({"seed": None}, "seed=None: a whole number"),
+        ({"dtype": torch.int32}, r"dtype=torch\.int32: a float type"),
     ],
 )
 def test_regression_errors(keywords, words):
@@ -134,7 +157,7 @@ def test_resumes_in_mid_epoch_also_on_another_number_of_ranks(done, new_world_si
         pass
     resumed = [RankSampler(60, rank, new_world_size, 8) for rank in range(new_world_size)]
     for sampler in resumed:
-        sampler.load_state_dict(stopped.state_dict())
+        sampler.load_state_dict(stopped.state_dict(done))
         sampler.set_epoch(3)
     rest = [sorted([*chain.from_iterable(shares)]) for shares in zip(*resumed, strict=True)]
     assert rest == [sorted(batch) for batch in expected[done:]]
@@ -144,35 +167,54 @@ def test_resumes_in_mid_epoch_also_on_another_number_of_ranks(done, new_world_si
 def test_another_epoch_after_loading_starts_at_its_beginning():
     sampler = RankSampler(20, 0, 1, 5)
     next(iter(sampler))
-    assert sampler.state_dict()["step"] == 1
+    assert sampler.state_dict(1)["step"] == 1
     assert len(list(sampler)) == 4
-    sampler.load_state_dict({**sampler.state_dict(), "step": 2})
+    sampler.load_state_dict(sampler.state_dict(2))
     sampler.set_epoch(1)
     assert len(list(sampler)) == 4
 
 
 @pytest.mark.parametrize(
-    "arguments, error, words",
+    "arguments, words",
     [
-        ((10, 2, 2, 4), ValueError, "rank must be below world_size=2, not 2"),
-        ((10, -1, 2, 4), ValueError, "rank must be at least 0"),
-        ((10, 0, 0, 4), ValueError, "world_size must be at least 1"),
-        ((10, 0, 1, 0), ValueError, "batch_size must be at least 1, not 0"),
-        ((10, 0, 1, 2.5), TypeError, "batch_size must be an int, not 2.5"),
-        ((-1, 0, 1, 4), ValueError, "num_samples"),
+        ((10, 2, 2, 4), "rank=2: a rank from 0 to 1 is needed"),
+        ((10, -1, 2, 4), "rank=-1: a whole number of at least 0 is needed"),
+        ((10, 0, 0, 4), "world_size=0: a whole number of at least 1 is needed"),
+        ((10, 0, 1, 0), "batch_size=0: a whole number of at least 1 is needed"),
+        ((10, 0, 1, 2.5), r"batch_size=2\.5: a whole number"),
+        ((10, 0, 1, True), "batch_size=True: a whole number"),
+        (("10", 0, 1, 4), "num_samples='10': a whole number"),
+        ((-1, 0, 1, 4), "num_samples=-1: a whole number"),
+        ((10, 0, 1, 4, True, None), "seed=None: a whole number"),
     ],
 )
-def test_sampler_errors(arguments, error, words):
-    with pytest.raises(error, match=words):
+def test_sampler_errors(arguments, words):
+    with pytest.raises(ValueError, match=words):
         RankSampler(*arguments)
 
 
 def test_sampler_refuses_an_epoch_or_state_that_is_not_its_own():
     sampler = RankSampler(10, 0, 1, 4)
-    with pytest.raises(ValueError, match="epoch"):
+    state = sampler.state_dict(0)
+    with pytest.raises(ValueError, match="epoch=-1: a whole number"):
         sampler.set_epoch(-1)
-    with pytest.raises(ValueError, match="batch_size=5, this sampler 4"):
-        sampler.load_state_dict(RankSampler(10, 0, 1, 5).state_dict())
+    with pytest.raises(ValueError, match=r"state\['batch_size'\]=5: 4 is needed"):
+        sampler.load_state_dict(RankSampler(10, 0, 1, 5).state_dict(0))
+    for wrong in (None, [], {}, {"step": 1}):
+        with pytest.raises(ValueError, match=r"what RankSampler\.state_dict gave is needed"):
+            sampler.load_state_dict(wrong)
+    with pytest.raises(ValueError, match=r"state\['step'\]='two': a whole number"):
+        sampler.load_state_dict(state | {"step": "two"})
+
+
+def test_a_state_counts_steps_that_were_handed_out_in_this_epoch():
+    sampler = RankSampler(10, 0, 1, 4)
+    assert len(list(sampler)) == 3
+    for step in (4, 100):  # such as a count over all epochs
+        with pytest.raises(ValueError, match=f"step={step}: at most 3 is needed, the steps handed out in epoch 0"):
+            sampler.state_dict(step)
+    with pytest.raises(ValueError, match="step=-1: a whole number"):
+        sampler.state_dict(-1)
 
 
 def test_batches_give_the_rows_of_every_tensor():
@@ -185,13 +227,85 @@ def test_batches_give_the_rows_of_every_tensor():
                 assert torch.equal(x_batch[:, 0], 2.0 * y_batch)
                 seen += y_batch.tolist()
         assert sorted(seen) == list(range(7))
-    with pytest.raises(ValueError, match=r"lengths \[7, 2\]"):
+    with pytest.raises(ValueError, match=r"lengths \[7, 2\]: .* the same length, are needed"):
         next(batches([[0]], x, torch.ones(2)))
     with pytest.raises(ValueError, match="at least one"):
         next(batches([[0]]))
+    for wrong in ([1, 2], torch.tensor(3), None, x.numpy()):
+        with pytest.raises(TypeError, match=r"tensors\[1\] is a .*: a torch\.Tensor of samples is needed"):
+            next(batches([[0]], x, wrong))
+
+
+def first_column(loader):
+    return [batch.tolist() for (batch,) in loader]
 
 
 def test_sampler_works_inside_torchs_data_loader():
-    data = torch.utils.data.TensorDataset(torch.arange(10))
-    loader = torch.utils.data.DataLoader(data, batch_sampler=RankSampler(10, 0, 1, 4, shuffle=False))
-    assert [batch.tolist() for (batch,) in loader] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    data = TensorDataset(torch.arange(10))
+    sampler = RankSampler(10, 0, 1, 4, shuffle=False)
+    expected = [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+    assert first_column(DataLoader(data, batch_sampler=sampler)) == expected
+    assert first_column(DataLoader(data, sampler=sampler, batch_size=None)) == expected
+
+
+@pytest.mark.parametrize("options", [{}, {"batch_size": 4}, {"batch_size": 2, "drop_last": True}])
+def test_as_a_sampler_of_single_indices_it_is_refused(options):
+    loader = DataLoader(TensorDataset(torch.arange(10)), sampler=RankSampler(10, 0, 1, 4), **options)
+    with pytest.raises(ValueError, match=r"sampler=RankSampler: single indices are needed .*pass it as batch_sampler"):
+        list(loader)
+
+
+@pytest.mark.parametrize("num_samples, batch_size", [(9, 8), (17, 8), (3, 3), (10, 3)])
+def test_a_loader_that_cannot_make_an_empty_batch_is_refused_on_every_rank(num_samples, batch_size):
+    data = TensorDataset(torch.arange(num_samples))
+    seen = []
+    for rank in range(4):
+        sampler = RankSampler(num_samples, rank, 4, batch_size)
+        with pytest.raises(ValueError, match=r"dealt to 4 ranks.*lessons_lib\.data\.batches"):
+            list(DataLoader(data, batch_sampler=sampler))
+        seen += [first_column(batches(sampler, data.tensors[0]))]
+        assert first_column(DataLoader(data, sampler=sampler, batch_size=None)) == seen[-1]
+        stacked = DataLoader(data, batch_sampler=sampler, collate_fn=lambda rows: [torch.tensor(rows).flatten()])
+        assert first_column(stacked) == seen[-1]
+    assert sorted(chain(*chain(*seen))) == list(range(num_samples))
+
+
+WORKERS = [
+    {},
+    {"num_workers": 2},
+    {"num_workers": 2, "persistent_workers": True},
+    {"num_workers": 2, "prefetch_factor": 4},
+]
+
+
+@pytest.mark.parametrize("options", WORKERS, ids=str)
+@pytest.mark.parametrize("mode", ["batch_sampler", "sampler"])
+def test_a_resume_in_mid_epoch_uses_every_sample_once_whatever_workers_read_ahead(mode, options):
+    if options:
+        options = {**options, "multiprocessing_context": context()}
+    if mode == "sampler":
+        options = {**options, "batch_size": None}
+
+    def loader(sampler):
+        return DataLoader(TensorDataset(torch.arange(46)), **{mode: sampler}, **options)
+
+    seen = {rank: [] for rank in range(2)}
+    for rank in range(2):
+        sampler = RankSampler(46, rank, 2, batch_size=4, seed=3)
+        feed = loader(sampler)
+        for epoch in (0, 1):
+            sampler.set_epoch(epoch)
+            for step, (batch,) in enumerate(feed):
+                seen[rank] += [(epoch, index) for index in batch.tolist()]
+                if epoch == 1 and step == 2:
+                    state = sampler.state_dict(step + 1)
+                    break
+        resumed = RankSampler(46, rank, 2, batch_size=4)
+        resumed.load_state_dict(state)
+        feed, start = loader(resumed), resumed.step
+        for epoch in (1, 2):
+            resumed.set_epoch(epoch)
+            for step, (batch,) in enumerate(feed, start=start if epoch == 1 else 0):
+                seen[rank] += [(epoch, index) for index in batch.tolist()]
+                assert resumed.state_dict(step + 1)["step"] == step + 1
+    assert sorted(seen[0] + seen[1]) == [(epoch, index) for epoch in range(3) for index in range(46)]

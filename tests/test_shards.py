@@ -1,8 +1,10 @@
 """Shards, manifests and mapped records: each record once, damage named, nothing run, bad input refused."""
 
+import copy
 import json
 import pickle
 from itertools import chain, pairwise
+from multiprocessing import get_all_start_methods
 
 import numpy as np
 import pytest
@@ -99,6 +101,47 @@ def test_workers_share_what_their_rank_reads(folder):
     assert sorted(chain(*numbers(DataLoader(doubled, **options)))) == sorted(2 * alone)
 
 
+@pytest.mark.parametrize("method", get_all_start_methods())
+def test_an_epoch_reaches_workers_that_outlive_one(folder, method):
+    stream = ShardStream(folder, rank=1, world_size=2, batch_size=5)
+    options = {"batch_size": None, "num_workers": 2, "multiprocessing_context": method}
+    feed = DataLoader(stream, persistent_workers=True, **options)
+    orders = []
+    for epoch in range(3):
+        stream.set_epoch(epoch)
+        orders.append(numbers(feed))
+        assert sorted(chain(*orders[-1])) == sorted(chain(*numbers(stream)))
+    assert orders[0] != orders[1] != orders[2] != orders[0]
+    stream.set_epoch(1, skip_batches=3)
+    assert numbers(feed) == orders[1][3:]
+    next(iter(feed))  # left in the middle
+    stream.set_epoch(2)
+    assert numbers(feed) == orders[2]
+    assert numbers(DataLoader(stream, **options)) == orders[2], "new workers read the same"
+
+
+def test_copies_of_a_stream_have_epochs_of_their_own(folder):
+    stream = ShardStream(folder)
+    stream.set_epoch(4, skip_batches=1)
+    for copied in (copy.deepcopy(stream), pickle.loads(pickle.dumps(stream))):
+        assert (copied.epoch, copied.skip_batches) == (4, 1) and numbers(copied) == numbers(stream)
+        copied.set_epoch(5)
+        assert (stream.epoch, stream.skip_batches) == (4, 1)
+        feed = DataLoader(
+            copied, batch_size=None, num_workers=1, persistent_workers=True, multiprocessing_context=context()
+        )
+        for epoch in (5, 6):
+            copied.set_epoch(epoch)
+            assert numbers(feed) == numbers(copied)
+
+
+def test_an_iteration_that_has_begun_keeps_its_epoch(folder):
+    stream = ShardStream(folder, batch_size=10)
+    expected, under_way = numbers(stream), iter(stream)
+    stream.set_epoch(1)
+    assert numbers(under_way) == expected != numbers(stream)
+
+
 def test_damage_names_the_shard(folder):
     flipped = bytearray((folder / "shard-00002.bin").read_bytes())
     flipped[17] ^= 4
@@ -162,13 +205,13 @@ def test_a_missing_manifest_is_a_missing_file(tmp_path):
 
 @pytest.mark.parametrize("records", [[[1]], np.zeros((3, 4)), np.zeros(3, np.uint8), RECORDS[:0], RECORDS[:, :0]])
 def test_records_that_are_none_are_refused(tmp_path, records):
-    with pytest.raises(TypeError, match="records must be a uint8 array"):
+    with pytest.raises(TypeError, match=r"records is a .*: a uint8 array .* is needed"):
         write_shards(tmp_path, records, 10)
 
 
 @pytest.mark.parametrize("size", [0, -1, 2.5])
 def test_shards_of_no_size_are_refused(tmp_path, size):
-    with pytest.raises(ValueError, match="shard_samples"):
+    with pytest.raises(ValueError, match=f"shard_samples={size}: a whole number of at least 1 is needed"):
         write_shards(tmp_path, RECORDS, size)
 
 
@@ -177,13 +220,13 @@ WRONG = {"rank": (-1, 2, 0.5), "world_size": (0, "2"), "batch_size": (0, 1.5), "
 
 @pytest.mark.parametrize(("name", "value"), [(name, value) for name, values in WRONG.items() for value in values])
 def test_a_stream_names_the_argument_that_is_wrong(folder, name, value):
-    with pytest.raises(ValueError, match=f"{name} must be .*not {value!r}"):
+    with pytest.raises(ValueError, match=f"{name}={value!r}: a .* is needed"):
         ShardStream(folder, **{"world_size": 2} | {name: value})
 
 
 @pytest.mark.parametrize("wrong", [{"epoch": -1}, {"epoch": 0.5}, {"epoch": 0, "skip_batches": -2}])
 def test_an_epoch_that_is_none_is_refused(folder, wrong):
-    with pytest.raises(ValueError, match="must be an int of at least 0"):
+    with pytest.raises(ValueError, match=r"=.*: a whole number of at least 0 is needed"):
         ShardStream(folder).set_epoch(**wrong)
 
 
@@ -223,7 +266,7 @@ def test_augmented_turns_and_shrinks():
 
 @pytest.mark.parametrize("shape", [(5, 10), (5, 16), (17,), (5, 1), (5, 0)])
 def test_augmented_refuses_what_is_no_picture(shape):
-    with pytest.raises(ValueError, match=r"must be uint8|must divide"):
+    with pytest.raises(ValueError, match=r"uint8 of shape .* is needed|a divisor of .* is needed"):
         augmented(torch.zeros(shape, dtype=torch.uint8), size=2)
-    with pytest.raises(ValueError, match=r"must be uint8 .*float32"):
+    with pytest.raises(ValueError, match=r"records=torch\.float32 of shape \(5, 10\): uint8"):
         augmented(torch.zeros(5, 10))
