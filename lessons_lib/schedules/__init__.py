@@ -1,4 +1,24 @@
-"""Algorithms for many processes as data, and their readers (lessons 10 and 11). No process, no tensor, no torch."""
+"""Algorithms for many processes as data, and their readers (lessons 10 and 11). No process, no tensor, no torch.
+
+One word for one thing, in all of the project:
+
+- message: one chunk that goes from one rank to another in one round: (src, dst, chunk, op). The op is "add" or "copy".
+- chunk: one of the nearly equal pieces into which a schedule cuts the tensor, numbered from 0.
+- round: messages that happen at once; each reads what stood at the start of the round. A schedule is a list of rounds.
+- transfer: all messages of one round that share src, dst and op. They travel as one.
+- part: one rank's end of a transfer.
+- segment: a piece of every chunk. Large tensors go through the rounds segment by segment, to stay in the cache.
+- step: one round of one segment, for one rank.
+- plan: all steps of one rank.
+- window: one plan under way over one transport.
+- contribution: what one rank brought to one chunk. share: the contributions that a rank holds of a chunk.
+- call: one operation of the communicator, with what it says to the other ranks.
+- pass: one backward pass.
+- slices: (start, stop) pairs. location: where a tensor lies in a buffer. index: where a number stands on the board.
+
+A schedule is read by `verify` (is it right?), `count` (what does it move?), `simulate` (how long would it take?),
+`make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how does it look?).
+"""
 
 from .choose import ALGORITHMS
 from .count import Counts, count

@@ -1,4 +1,4 @@
-"""The byte ledger of a schedule: what every rank sends and receives, before anything has run."""
+"""Count what a schedule makes every rank send and receive, before anything has run."""
 
 from dataclasses import dataclass
 
@@ -7,7 +7,13 @@ from .schedule import check_is_schedule, chunk_bounds, transfers
 
 @dataclass(frozen=True)
 class Counts:
-    """What a schedule costs. Lists have one number a rank; bytes are of the payload, without headers."""
+    """What a schedule costs.
+
+    Attributes:
+        num_rounds: the number of rounds.
+        messages_sent, messages_received: lists with one number per rank; a transfer counts as one message.
+        bytes_sent, bytes_received: lists with one number per rank; bytes of the payload, without headers.
+    """
 
     num_rounds: int
     messages_sent: list
@@ -17,12 +23,19 @@ class Counts:
 
 
 def count(schedule, numel, itemsize=4):
-    """Count messages and bytes of a schedule on a tensor of `numel` elements of `itemsize` bytes.
+    """Count the messages and bytes of a schedule.
 
-    Chunks that go from one rank to another in the same round count as one message.
+    Args:
+        schedule: a `Schedule`.
+        numel: how many elements the tensor has.
+        itemsize: how many bytes an element has.
+
+    Returns:
+        `Counts`.
 
     Raises:
-        TypeError, ValueError: `schedule` is none, `numel` no whole number or negative.
+        TypeError: `schedule` is something else.
+        ValueError: `numel` is not a whole number of at least 0.
     """
     check_is_schedule(schedule)
     sizes = [(stop - start) * itemsize for start, stop in chunk_bounds(numel, schedule.num_chunks)]

@@ -6,7 +6,7 @@ from .schedule import Message, Schedule, check_world_size
 def direct(world_size):
     """All-reduce in two rounds: rank r adds up chunk r of all ranks, then hands it to all ranks.
 
-    Communication: 2 rounds of N - 1 messages a rank; every rank sends 2(N-1)/N of the payload, as in the ring.
+    Communication: 2 rounds of N - 1 messages per rank; every rank sends 2(N-1)/N of the payload, as in the ring.
     """
     check_world_size(world_size)
     # Each rank starts with its right-hand neighbour, so that no rank is asked by all others at once.

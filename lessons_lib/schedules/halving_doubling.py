@@ -7,11 +7,13 @@ from .schedule import Message, Schedule, check_world_size
 
 
 def halving_doubling(world_size):
-    """All-reduce among the largest power of two P of ranks; the others hand theirs over first and get the sum last.
+    """All-reduce in which each pair of partners swaps half of what it still works on.
 
-    In round k, rank r swaps with rank r XOR P/2^(k+1) the half of its chunks that the partner will own.
+    P is the largest power of two that is at most N. In round k, rank r hands rank r XOR P/2^(k+1) the half of its
+    chunks that this partner will own; then the same rounds go backwards. The N - P ranks beyond P hand their tensors
+    over before the first round, and get the sum after the last.
 
-    Communication: 2 log2 P rounds, two more if N is no power of two; 2(P-1)/P of the payload a rank.
+    Communication: 2 log2 P rounds, and two more if N is no power of two; 2(P-1)/P of the payload per rank.
     """
     check_world_size(world_size)
     power = 1 << (world_size.bit_length() - 1)

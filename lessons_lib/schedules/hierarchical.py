@@ -8,11 +8,14 @@ def hierarchical(world_size, group_size=None):
     """All-reduce as reduce-scatter in each group, all-reduce across groups of what each rank owns, all-gather.
 
     Args:
-        world_size: number of ranks N.
-        group_size: ranks a group, G; divides N. Neighbouring ranks form a group (a machine, say). The default is the
-            divisor of N nearest below or at sqrt(N).
+        world_size: the number of ranks, N.
+        group_size: how many ranks form a group, G; it divides N. A group is G neighbouring ranks, for example those of
+            one machine. The default is the largest divisor of N that is at most sqrt(N).
 
-    Communication: 2(G-1) + 2(N/G - 1) rounds. Between groups each rank sends 2(N/G - 1)/N of the payload only.
+    Raises:
+        ValueError: `group_size` does not divide `world_size`.
+
+    Communication: 2(G-1) + 2(N/G - 1) rounds. Between groups each rank sends only 2(N/G - 1)/N of the payload.
     """
     check_world_size(world_size)
     if group_size is None:
@@ -21,10 +24,12 @@ def hierarchical(world_size, group_size=None):
         raise ValueError(f"group_size={group_size!r}: a divisor of world_size={world_size} is needed")
     num_groups = world_size // group_size
     groups = [list(range(g * group_size, (g + 1) * group_size)) for g in range(num_groups)]
-    columns = [[group[place] for group in groups] for place in range(group_size)]
-    # Chunk c of a group's ring is the num_groups small chunks c * num_groups ...; column c's ring runs over those.
-    inside = [(group, lambda c: range(c * num_groups, (c + 1) * num_groups)) for group in groups]
-    across = [(column, lambda c, place=place: [place * num_groups + c]) for place, column in enumerate(columns)]
+    columns = [list(range(first, world_size, group_size)) for first in range(group_size)]
+    # A chunk of a ring inside a group is cut once more, into num_groups small chunks: column k, whose ranks own chunk k
+    # after the reduce-scatter, has a ring across the groups over the small chunks of chunk k.
+    small_chunks = [range(k * num_groups, (k + 1) * num_groups) for k in range(group_size)]
+    inside = [(group, small_chunks) for group in groups]
+    across = [(column, [[small] for small in small_chunks[k]]) for k, column in enumerate(columns)]
     rounds = (
         _side_by_side(ring_reduce_scatter(group_size), inside)
         + _side_by_side(ring(num_groups), across)
@@ -33,14 +38,20 @@ def hierarchical(world_size, group_size=None):
     return Schedule(world_size, group_size * num_groups, rounds, "hierarchical")
 
 
-def _side_by_side(schedule, placements):
-    """Run one schedule in several groups at once; a placement is (the group's ranks, chunk -> its small chunks)."""
+def _side_by_side(schedule, groups):
+    """The rounds of one schedule, run in several groups at once.
+
+    Args:
+        schedule: a `Schedule` for as many ranks as each group has.
+        groups: pairs (ranks, chunks): ranks[r] does what the schedule says of rank r, and chunks[c] are the chunks of
+            the whole that stand for chunk c.
+    """
     return [
         [
             Message(ranks[m.src], ranks[m.dst], small, m.op)
-            for ranks, chunks in placements
+            for ranks, chunks in groups
             for m in messages
-            for small in chunks(m.chunk)
+            for small in chunks[m.chunk]
         ]
         for messages in schedule.rounds
     ]

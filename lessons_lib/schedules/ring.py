@@ -8,7 +8,8 @@ from .schedule import Message, Schedule, check_world_size
 
 def _turn(world_size, offset, op):
     """One turn of the ring: in round k, rank r passes chunk r - k + offset to the right."""
-    ranks = list(range(world_size))  # each number once in memory: a large ring has millions of messages
+    # Python makes a new object of each computed number above 256: `ranks` has them once for millions of messages.
+    ranks = list(range(world_size))
     return [
         [Message(r, ranks[(r + 1) % world_size], ranks[(r - k + offset) % world_size], op) for r in ranks]
         for k in range(world_size - 1)

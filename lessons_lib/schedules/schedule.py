@@ -12,9 +12,14 @@ COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
 
 
 class Message(NamedTuple):
-    """Rank `dst` takes chunk `chunk` from rank `src` and adds it to its own or copies it over its own.
+    """Rank `dst` takes a chunk from rank `src`, and adds it to its own chunk or copies it over its own.
 
-    One message is seen from outside, by both ranks at once, so a send without its receive cannot be written.
+    A message is seen from outside, by both ranks at once, so nobody can write a send without its receive.
+
+    Attributes:
+        src, dst: the rank that gives, and the rank that takes.
+        chunk: the number of the chunk.
+        op: "add" or "copy".
     """
 
     src: int
@@ -28,16 +33,16 @@ class Schedule:
     """Rounds of messages. Within a round all messages happen at once, each reading what stood at its start.
 
     Args:
-        world_size: number of ranks N.
+        world_size: the number of ranks, N.
         num_chunks: into how many nearly equal chunks the tensor is cut.
         rounds: a list of rounds, each a list of `Message`.
-        name: for figures and errors.
-        collective: what it promises, one of "all_reduce", "reduce_scatter" and "all_gather" (rank r owns chunk r),
-            and "broadcast". `verify` holds it to that.
+        name: how figures and errors call the schedule.
+        collective: what the schedule promises: "all_reduce", "reduce_scatter" or "all_gather" (in both, rank r owns
+            chunk r), or "broadcast". `verify` checks that it keeps the promise.
         root: the rank that a broadcast starts from.
 
     Raises:
-        ValueError: sizes below one, or an unknown `collective`.
+        ValueError: a size is below one, `rounds` is no list, or `collective` or `root` is unknown.
     """
 
     world_size: int
@@ -53,16 +58,16 @@ class Schedule:
         if not isinstance(self.rounds, list | tuple):
             raise ValueError(f"rounds={self.rounds!r}: a list of rounds is needed, each a list of Message")
         if self.collective not in COLLECTIVES:
-            raise ValueError(f"collective={self.collective!r}: one of {', '.join(COLLECTIVES)} is accepted")
+            raise ValueError(f"collective={self.collective!r}: one of {', '.join(COLLECTIVES)} is needed")
         if not isinstance(self.root, Integral) or not 0 <= self.root < self.world_size:
-            raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is accepted")
+            raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is needed")
 
     def __hash__(self):
         return hash((self.world_size, self.num_chunks, self.name, self.collective, self.root))  # lists have no hash
 
 
 class Transfer(NamedTuple):
-    """All chunks that one rank gives another in one round with one op: they travel as one message."""
+    """All chunks that one rank gives another in one round with one op: they travel as one."""
 
     src: int
     dst: int
@@ -71,7 +76,11 @@ class Transfer(NamedTuple):
 
 
 def transfers(messages):
-    """Group the messages of one round into `Transfer`s, in the order of their first message."""
+    """Group the messages of one round.
+
+    Returns:
+        A list of `Transfer`s, in the order of their first messages.
+    """
     grouped = {}
     for src, dst, chunk, op in messages:
         grouped.setdefault((src, dst, op), []).append(chunk)
@@ -79,7 +88,15 @@ def transfers(messages):
 
 
 def chunk_bounds(numel, num_chunks):
-    """Cut `numel` elements into `num_chunks` chunks whose sizes differ by at most one: a list of (start, stop)."""
+    """Cut a tensor into chunks whose sizes differ by at most one element.
+
+    Args:
+        numel: the number of elements; 0 or more.
+        num_chunks: the number of chunks; 1 or more. Some are empty where there are more chunks than elements.
+
+    Returns:
+        A list of (start, stop), one pair per chunk.
+    """
     check_whole("numel", numel, 0)
     check_whole("num_chunks", num_chunks, 1)
     cuts = [k * numel // num_chunks for k in range(num_chunks + 1)]

@@ -1,10 +1,10 @@
-"""The star: one rank does everybody's adding (lesson 10, and the loser of lesson 11)."""
+"""The star: one rank adds for all others (lesson 10; lesson 11 shows what it costs)."""
 
 from .schedule import Message, Schedule, check_world_size
 
 
 def star_broadcast(world_size, root=0):
-    """The root sends the whole tensor to every other rank, one round.
+    """The root sends the whole tensor to every other rank.
 
     Communication: 1 round; the root sends N - 1 payloads.
     """
@@ -15,9 +15,9 @@ def star_broadcast(world_size, root=0):
 
 
 def star(world_size, root=0):
-    """All-reduce through one rank: everybody sends to the root, the root sends the sum to everybody.
+    """All-reduce through one rank: all ranks send to the root, and the root sends the sum to all.
 
-    Communication: 2 rounds; the root receives and sends N - 1 payloads, the others one each.
+    Communication: 2 rounds; the root receives and sends N - 1 payloads, each other rank one.
     """
     spread = star_broadcast(world_size, root)
     gather = [[Message(m.dst, m.src, 0, "add") for m in messages] for messages in spread.rounds]

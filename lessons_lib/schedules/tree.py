@@ -4,9 +4,9 @@ from .schedule import Message, Schedule, check_world_size
 
 
 def tree_broadcast(world_size, root=0):
-    """In round k the 2^k ranks that have the tensor hand it to 2^k others.
+    """In round k, the 2^k ranks that have the tensor hand it to 2^k others.
 
-    Communication: ceil(log2 N) rounds; the root sends that many payloads, no rank sends more.
+    Communication: ceil(log2 N) rounds. The root sends that many payloads, and no rank sends more.
     """
     check_world_size(world_size)
     rounds, span = [], 1
@@ -20,7 +20,7 @@ def tree_broadcast(world_size, root=0):
 def tree(world_size, root=0):
     """All-reduce up a binomial tree and down again.
 
-    Communication: 2 ceil(log2 N) rounds; whole payloads, so few rounds but many bytes.
+    Communication: 2 ceil(log2 N) rounds. Each message is a whole payload, so there are few rounds and many bytes.
     """
     down = tree_broadcast(world_size, root).rounds
     up = [[Message(m.dst, m.src, 0, "add") for m in messages] for messages in reversed(down)]
