@@ -1,6 +1,9 @@
 """The optimisers against torch's own, at every step, in float64."""
 
 import copy
+import inspect
+import math
+import pickle
 import subprocess
 import sys
 from itertools import product
@@ -103,6 +106,38 @@ def test_equals_torch_at_every_step(kind, keywords):
     assert worst <= 1e-12
 
 
+def as_tensors(keywords, shape, dtype):
+    """The hyperparameters that torch takes as tensors, made tensors."""
+    made = {name: torch.full(shape, keywords[name], dtype=dtype) for name in ("lr",) if name in keywords}
+    if "betas" in keywords:
+        made["betas"] = tuple(torch.full(shape, beta, dtype=dtype) for beta in keywords["betas"])
+    return {**keywords, **made}
+
+
+@pytest.mark.parametrize("shape, dtype", [((), torch.float32), ((1,), torch.float64)])
+@pytest.mark.parametrize("kind, keywords", COMBINATIONS, ids=lambda v: v.__name__ if isinstance(v, type) else str(v))
+def test_equals_torch_also_with_tensors_as_hyperparameters(kind, keywords, shape, dtype):
+    twins, keywords = Twins(), as_tensors({"lr": 0.01, **keywords}, shape, dtype)
+    given = copy.deepcopy(keywords)
+    worst = run_both(twins, kind(twins.ours, **keywords), PEERS[kind](twins.theirs, **keywords), num_steps=50)
+    assert worst <= 1e-12
+    assert str(given) == str(keywords), "the caller's tensors are as they were"
+
+
+def test_any_hyperparameter_may_be_a_tensor_of_one_number():
+    for kind, names in {optim.SGD: ("momentum", "weight_decay"), optim.RMSProp: ("alpha", "eps", "momentum")}.items():
+        twins = Twins()
+        plain = {"lr": 0.01, **dict.fromkeys(names, 0.5)}
+        ours = kind(twins.ours, **{name: torch.tensor([value], dtype=torch.float64) for name, value in plain.items()})
+        assert run_both(twins, ours, PEERS[kind](twins.theirs, **plain), num_steps=50) <= 1e-12
+    theta = nn.Parameter(torch.ones(2))
+    theta.grad = torch.ones(2)
+    optim.SGD(
+        [theta], lr=torch.tensor(0.5, requires_grad=True), weight_decay=torch.tensor(1.0, requires_grad=True)
+    ).step()
+    assert theta.tolist() == [0.0, 0.0] and not theta.grad.requires_grad
+
+
 @pytest.mark.parametrize("kind", PEERS)
 def test_parameter_groups(kind):
     twins = Twins()
@@ -152,6 +187,38 @@ def test_survives_a_copy_and_torch_save(kind, tmp_path):
     resumed.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
     assert run_both(twins, resumed, theirs, num_steps=3) <= 1e-12
     assert copy.deepcopy(resumed).param_groups[0]["lr"] == ours.param_groups[0]["lr"]
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_no_way_of_copying_adds_options_to_the_groups(kind):
+    ours = kind([nn.Parameter(torch.ones(2))])
+    names, loaded = set(ours.param_groups[0]), kind([nn.Parameter(torch.ones(2))])
+    loaded.load_state_dict(ours.state_dict())
+    for twin in (ours, loaded, copy.deepcopy(loaded), pickle.loads(pickle.dumps(loaded))):
+        assert set(twin.param_groups[0]) == names and set(twin.defaults) == names - {"params"}
+        twin.add_param_group({"params": [nn.Parameter(torch.ones(1))]})
+        assert set(twin.param_groups[1]) == names
+
+
+def test_a_state_of_another_optimiser_is_refused_before_anything_changes():
+    (theta,) = parameters = [nn.Parameter(torch.ones(2))]
+    sgd = torch.optim.SGD(parameters, lr=7.0, momentum=0.9)
+    ours = optim.Adam(parameters)
+    with pytest.raises(ValueError, match="state without betas: a state of Adam is needed"):
+        ours.load_state_dict(sgd.state_dict())
+    with pytest.raises(ValueError, match="Adam: decoupled_weight_decay=True: False is needed"):
+        ours.load_state_dict(torch.optim.AdamW(parameters).state_dict() | decoupled(parameters))
+    wrong = ours.state_dict()
+    wrong["param_groups"][0]["lr"] = -1.0
+    with pytest.raises(ValueError, match=r"Adam: lr=-1\.0"):
+        ours.load_state_dict(wrong)
+    assert ours.param_groups[0]["lr"] == 1e-3 and not ours.state[theta]
+
+
+def decoupled(parameters):
+    """The groups of a torch.optim.AdamW state, with the name that newer torch gives their weight decay."""
+    groups = torch.optim.AdamW(parameters).state_dict()["param_groups"]
+    return {"param_groups": [group | {"decoupled_weight_decay": True} for group in groups]}
 
 
 @pytest.mark.parametrize("kind", PEERS)
@@ -223,18 +290,24 @@ def test_loading_torch_state_keeps_our_own_option():
 @pytest.mark.parametrize(
     "kind, keywords, error, words",
     [
-        (optim.SGD, {"lr": -0.1}, ValueError, "SGD: lr .* not -0.1"),
-        (optim.SGD, {"lr": float("nan")}, ValueError, "lr"),
-        (optim.SGD, {"lr": "fast"}, TypeError, "lr must be a number, not 'fast'"),
-        (optim.SGD, {"lr": torch.ones(2)}, TypeError, "0-dim tensor"),
-        (optim.SGD, {"momentum": -1}, ValueError, "momentum"),
-        (optim.SGD, {"nesterov": True}, ValueError, "nesterov=True needs momentum above 0"),
+        (optim.SGD, {"lr": -0.1}, ValueError, r"SGD: lr=-0\.1: a number of at least 0, and finite, is needed"),
+        (optim.SGD, {"lr": float("nan")}, ValueError, "lr=nan"),
+        (optim.SGD, {"lr": float("inf")}, ValueError, "lr=inf"),
+        (optim.SGD, {"lr": "fast"}, TypeError, "lr='fast': a number"),
+        (optim.SGD, {"lr": torch.ones(2)}, ValueError, r"lr=tensor\(\[1., 1.\]\): a number"),
+        (optim.SGD, {"lr": torch.tensor(-1.0)}, ValueError, r"lr=tensor\(-1.\): a number"),
+        (optim.SGD, {"momentum": -1}, ValueError, "momentum=-1"),
+        (optim.SGD, {"nesterov": True}, ValueError, "with nesterov=True a momentum above 0 and .* are needed"),
         (optim.SGD, {"nesterov": True, "momentum": 0.9, "dampening": 0.1}, ValueError, "dampening=0.1"),
-        (optim.RMSProp, {"alpha": 1}, ValueError, "alpha must be at least 0 and below 1, not 1"),
-        (optim.RMSProp, {"eps": -1e-8}, ValueError, "eps"),
-        (optim.Adam, {"betas": 0.9}, ValueError, "betas must be two numbers"),
-        (optim.Adam, {"betas": (0.9, 1.0)}, ValueError, "beta2 must be at least 0 and below 1, not 1.0"),
-        (optim.Adam, {"lr": [0.1]}, TypeError, "lr"),
+        (optim.RMSProp, {"alpha": 1}, ValueError, "alpha=1: a number of at least 0 and below 1 is needed"),
+        (optim.RMSProp, {"eps": -1e-8}, ValueError, "eps=-1e-08"),
+        (optim.Adam, {"betas": 0.9}, TypeError, r"betas=0\.9: two numbers in \[0, 1\), .* are needed"),
+        (optim.Adam, {"betas": "ab"}, TypeError, "betas='ab': two numbers"),
+        (optim.Adam, {"betas": (0.9,)}, ValueError, r"betas=\(0\.9,\): two numbers"),
+        (optim.Adam, {"betas": (0.9, torch.tensor(0.9))}, ValueError, "or two tensors of one, are needed"),
+        (optim.Adam, {"betas": (0.9, 1.0)}, ValueError, r"beta2=1\.0: a number of at least 0 and below 1 is needed"),
+        (optim.Adam, {"betas": (0.9, None)}, TypeError, "beta2=None: a number"),
+        (optim.Adam, {"lr": [0.1]}, TypeError, "lr="),
         (optim.AdamW, {"weight_decay": -0.1}, ValueError, "AdamW: weight_decay"),
     ],
 )
@@ -245,11 +318,98 @@ def test_bad_arguments_are_named(kind, keywords, error, words):
         kind([{"params": [nn.Parameter(torch.ones(1))], **keywords}])
 
 
+NAN, INF = math.nan, math.inf
+STRANGE = [
+    *(-1, -1e-9, NAN, "fast", None, [0.1], 1j, torch.tensor(0.1), torch.tensor([0.1]), torch.ones(2)),
+    *(torch.tensor(-1.0), torch.tensor(NAN), 0, 1, 0.5, True),
+]
+STRANGE_BETAS = [
+    *(0.9, None, "ab", (0.9, 1.0), (1.0, 0.9), (-0.1, 0.9), [0.9, 0.99], ("a", 0.9), (NAN, 0.9), (None, 0.9)),
+    *((0.9, torch.tensor(0.99)), (torch.tensor(1.0), torch.tensor(0.9)), torch.tensor([0.9, 0.99])),
+]
+
+
+def outcome(kind, make):
+    """What `make` raises for an optimiser of this kind, or None when it makes one that can step."""
+    try:
+        optimizer = make(kind, nn.Parameter(torch.ones(2)))
+        for theta in optimizer.param_groups[0]["params"]:
+            theta.grad = torch.ones_like(theta)
+        optimizer.step()
+    except (ValueError, TypeError, KeyError) as error:
+        return type(error)
+    except (RuntimeError, IndexError, OverflowError, AttributeError):
+        return ValueError  # torch stumbles over these; ours are said in words
+
+
+def stumbles(name, value):
+    return name != "lr" and isinstance(value, torch.Tensor) and value.dim() == 1  # torch takes a 0-dim one there
+
+
+@pytest.mark.parametrize("kind", PEERS)
+def test_hyperparameters_are_refused_as_by_torch_or_more_strictly(kind):
+    for name in ("lr", "momentum", "weight_decay", "eps", "betas"):
+        if name not in inspect.signature(PEERS[kind]).parameters:
+            continue
+        for value in STRANGE_BETAS if name == "betas" else STRANGE:
+            ours, theirs = (outcome(k, lambda k, p: k([p], **{name: value})) for k in (kind, PEERS[kind]))  # noqa: B023
+            if not stumbles(name, value) and not (theirs is None and "nan" in str(value)):
+                assert ours == theirs, (name, value)
+
+
+PARAMETERS = {
+    "none": lambda kind, p: kind([]),
+    "a tensor": lambda kind, p: kind(p),
+    "None": lambda kind, p: kind(None),
+    "a number": lambda kind, p: kind(3),
+    "a string": lambda kind, p: kind("abc"),
+    "numbers": lambda kind, p: kind([1]),
+    "no leaf": lambda kind, p: kind([p * 2]),
+    "the same twice": lambda kind, p: kind([{"params": [p]}, {"params": [p]}]),
+    "a set": lambda kind, p: kind({p}),
+    "a dict": lambda kind, p: kind({"a": p}),
+    "a module": lambda kind, p: kind(nn.Linear(1, 1)),
+    "one in a group": lambda kind, p: kind([{"params": p}]),
+    "a set in a group": lambda kind, p: kind([{"params": {p}}]),
+    "a group without": lambda kind, p: kind([{"lr": 0.1}]),
+    "an empty group": lambda kind, p: kind([{"params": []}]),
+    "a generator": lambda kind, p: kind(p for p in [p]),
+    "named": lambda kind, p: kind([("a", p)]),
+    "named and not": lambda kind, p: kind([("a", p), nn.Parameter(torch.ones(1))]),
+    "without gradient": lambda kind, p: kind([torch.ones(2)]),
+    "an unknown keyword": lambda kind, p: kind([p], speed=1),
+    "an unknown entry": lambda kind, p: kind([{"params": [p], "speed": 1}]),
+    "added twice": lambda kind, p: added(kind([p]), {"params": [p]}),
+    "added without": lambda kind, p: added(kind([p]), {"lr": 0.1}),
+    "added numbers": lambda kind, p: added(kind([p]), {"params": [1]}),
+    "added as a list": lambda kind, p: added(kind([p]), [p]),
+    "a state of two": lambda kind, p: loaded(kind([p]), kind([p, nn.Parameter(torch.ones(1))]).state_dict()),
+    "an empty state": lambda kind, p: loaded(kind([p]), {}),
+    "nesterov for all": lambda kind, p: kind([p], nesterov=True),
+}
+
+
+def added(optimizer, group):
+    optimizer.add_param_group(group)
+    return optimizer
+
+
+def loaded(optimizer, state):
+    optimizer.load_state_dict(state)
+    return optimizer
+
+
+@pytest.mark.parametrize("make", PARAMETERS.values(), ids=PARAMETERS)
+@pytest.mark.parametrize("kind", PEERS)
+def test_parameters_are_refused_as_by_torch(kind, make):
+    assert outcome(kind, make) == outcome(PEERS[kind], make)
+
+
 @pytest.mark.parametrize("kind", PEERS)
 def test_sparse_and_complex_gradients_are_refused(kind):
     sparse = nn.Parameter(torch.ones(3))
     sparse.grad = torch.ones(3).to_sparse()
-    with pytest.raises(TypeError, match=f"{kind.__name__} takes dense, real gradients.*sparse_coo"):
+    with pytest.raises(TypeError, match=f"{kind.__name__}: the gradient .*sparse_coo.*a dense and real one"):
         kind([sparse]).step()
     z = nn.Parameter(torch.ones(3, dtype=torch.complex64))
     z.grad = torch.ones_like(z)

@@ -4,7 +4,7 @@ from math import inf
 
 import torch
 
-from .base import Optimizer
+from .base import Optimizer, as_scalar
 
 
 class Adam(Optimizer):
@@ -16,17 +16,25 @@ class Adam(Optimizer):
         m̂ = m / (1 − β₁ᵗ),  v̂ = v / (1 − β₂ᵗ)      t: number of this step, from 1
         θ ← θ − lr · m̂ / (√v̂ + ε)         ε = eps guards the division
 
-    params: parameters, or groups of them with their own hyperparameters, as in torch.
-    lr, eps, weight_decay: numbers ≥ 0 (lr may be a 0-dim tensor); betas: two numbers in [0, 1).
-    amsgrad: divide by the largest v so far. maximize: climb instead of descend (g ← −g first).
-    bias_correction: False leaves m̂ = m and v̂ = v.
     State per parameter: `step` t; tensors of its shape `exp_avg` m, `exp_avg_sq` v (and `max_exp_avg_sq`).
-    Raises ValueError or TypeError for a number outside its range.
-    Differs from torch: bias_correction can be switched off; updates one parameter at a time also on a GPU,
-    where torch's foreach and fused forms need fewer launches.
+
+    Args:
+        params: parameters, or groups of them with their own hyperparameters, as in torch.
+        lr, eps, weight_decay: finite numbers ≥ 0, or tensors of one number.
+        betas: two numbers in [0, 1), or two such tensors.
+        amsgrad: divide by the largest v so far.
+        maximize: climb instead of descend (g ← −g first).
+        bias_correction: False leaves m̂ = m and v̂ = v.
+
+    Raises:
+        ValueError, TypeError: a hyperparameter is outside its range, or no number.
+
+    Differs from torch: bias_correction can be switched off; infinite numbers are refused; updates one parameter at a
+    time also on a GPU, where torch's foreach and fused forms need fewer launches.
     Source: Kingma and Ba (2015), algorithm 1; AMSGrad: Reddi et al. (2018), algorithm 2. Lesson 03.
     """
 
+    decoupled = False  # whether weight decay stays out of m and v
     bounds = (("lr", inf), ("beta1", 1), ("beta2", 1), ("eps", inf), ("weight_decay", inf))
 
     def __init__(
@@ -45,20 +53,27 @@ class Adam(Optimizer):
         super().__init__(params, {**hyper, "maximize": maximize, "bias_correction": bias_correction})
 
     def check(self, group):
-        if not isinstance(group["betas"], tuple | list) or len(group["betas"]) != 2:
-            raise ValueError(f"{type(self).__name__}: betas must be two numbers in [0, 1), not {group['betas']!r}")
-        super().check({**group, "beta1": group["betas"][0], "beta2": group["betas"][1]})
+        betas, decoupled = group["betas"], group.get("decoupled_weight_decay", self.decoupled)
+        wrong = f"{type(self).__name__}: betas={betas!r}: two numbers in [0, 1), or two tensors of one, are needed"
+        if not isinstance(betas, tuple | list | torch.Tensor) or (isinstance(betas, torch.Tensor) and betas.dim() != 1):
+            raise TypeError(wrong)
+        if len(betas) != 2 or isinstance(betas[0], torch.Tensor) != isinstance(betas[1], torch.Tensor):
+            raise ValueError(wrong)
+        super().check({**group, "beta1": betas[0], "beta2": betas[1]})
+        if decoupled != self.decoupled and group["weight_decay"] != 0:  # in a state that torch saved
+            raise ValueError(f"{type(self).__name__}: decoupled_weight_decay={decoupled}: {self.decoupled} is needed")
 
     def decay(self, theta, g, group):
         """Weight decay: the gradient to go on with. `theta` stays as it is."""
         return g.add(theta, alpha=group["weight_decay"])
 
     def update(self, theta, g, group):
-        lr, (beta1, beta2), eps = group["lr"], group["betas"], group["eps"]
+        lr, (beta1, beta2), eps = group["lr"], map(as_scalar, group["betas"]), group["eps"]
         t = self.count_step(theta)
         if group["weight_decay"] != 0:
             g = self.decay(theta, g, group)
-        m = self.buffer(theta, "exp_avg").lerp_(g, 1 - beta1)
+        kept = beta1.to(theta) if isinstance(beta1, torch.Tensor) else beta1  # lerp_ wants tensors of one dtype
+        m = self.buffer(theta, "exp_avg").lerp_(g, 1 - kept)
         v = self.buffer(theta, "exp_avg_sq").mul_(beta2).addcmul_(g, g, value=1 - beta2)
         if group["amsgrad"]:
             largest = self.buffer(theta, "max_exp_avg_sq")
@@ -73,9 +88,16 @@ class AdamW(Adam):
 
         θ ← θ − lr · λ θ,  then Adam's step on the plain gradient
 
-    Arguments, state and errors as in `Adam` (maximize and bias_correction too), but weight_decay λ is 0.01.
+    State and errors are as in `Adam`.
     Source: Loshchilov and Hutter (2019), algorithm 2 (lr also multiplies λ, as in torch). Lesson 03.
+
+    Args:
+        params, lr, betas, eps, amsgrad: as in `Adam`.
+        weight_decay: λ.
+        keywords: maximize and bias_correction, as in `Adam`.
     """
+
+    decoupled = True
 
     def __init__(self, params, lr=1e-3, betas=(0.9, 0.999), eps=1e-8, weight_decay=1e-2, amsgrad=False, **keywords):
         super().__init__(params, lr, betas, eps, weight_decay, amsgrad, **keywords)

@@ -1,6 +1,7 @@
 """What all optimisers share: the walk over the parameters, their state, and the checks of arguments."""
 
 import inspect
+from math import inf
 from numbers import Real
 
 import torch
@@ -9,7 +10,8 @@ import torch
 class Optimizer(torch.optim.Optimizer):
     """A `torch.optim.Optimizer` whose subclass only says how one parameter moves: `update(theta, g, group)`.
 
-    A subclass lists its numeric hyperparameters in `bounds`, as (name, b): values in [0, b) are accepted.
+    A subclass lists its numeric hyperparameters in `bounds`, as (name, b): values in [0, b) are accepted, as numbers
+    or as tensors of one number.
     The state of a parameter has torch's names, so that state_dicts go both ways between torch and here.
     torch's foreach, fused, capturable and differentiable are left out.
     """
@@ -31,22 +33,29 @@ class Optimizer(torch.optim.Optimizer):
     def step(self, closure=None):
         """Update every parameter that has a gradient, once; the gradients stay as they are.
 
-        closure: optional function that computes the loss anew (with gradients) and returns it.
-        Returns what `closure` returned, or None. Raises TypeError for a sparse or complex gradient.
+        Args:
+            closure: optional function that computes the loss anew (with gradients) and returns it.
+
+        Returns:
+            What `closure` returned, or None.
+
+        Raises:
+            TypeError: a gradient is sparse or complex.
         """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
+        for param_group in self.param_groups:
+            group = {name: as_scalar(value) for name, value in param_group.items()}
             for theta in group["params"]:
                 if theta.grad is None:
                     continue
                 g = theta.grad
                 if g.layout is not torch.strided or g.is_complex():
                     raise TypeError(
-                        f"{type(self).__name__} takes dense, real gradients; a parameter of shape "
-                        f"{tuple(theta.shape)} has one of layout {g.layout} and dtype {g.dtype}"
+                        f"{type(self).__name__}: the gradient of a parameter of shape {tuple(theta.shape)} has layout "
+                        f"{g.layout} and dtype {g.dtype}: a dense and real one is needed"
                     )
                 self.update(theta, -g if group["maximize"] else g, group)
         return loss
@@ -67,29 +76,50 @@ class Optimizer(torch.optim.Optimizer):
         return float(state["step"])
 
     def add_param_group(self, param_group):
-        """Add a group `{"params": [...], "lr": ..., ...}`; what it doesn't name takes the optimiser's value.
+        """Add a group of parameters.
 
-        Raises ValueError or TypeError for a hyperparameter outside its range, naming it.
+        Args:
+            param_group: `{"params": [...], "lr": ..., ...}`; what it doesn't name takes the optimiser's value.
+
+        Raises:
+            ValueError, TypeError: a hyperparameter is outside its range, or parameters are none or come twice.
         """
         if isinstance(param_group, dict):
             self.check({**self.defaults, **param_group})
         self._add_checked_group(param_group)
 
     def check(self, group):
-        """Raise ValueError or TypeError when a hyperparameter of `group` is outside its range."""
-        for key, bound in self.bounds:
-            value, name = group[key], f"{type(self).__name__}: {key}"
-            if isinstance(value, torch.Tensor):
-                if key != "lr" or value.dim() != 0 or value.requires_grad:
-                    raise TypeError(f"{name} must be a number (or, for lr, a 0-dim tensor), not {value!r}")
-            elif not isinstance(value, Real):
-                raise TypeError(f"{name} must be a number, not {value!r}")
-            if not 0 <= value < bound:
-                raise ValueError(f"{name} must be at least 0 and below {bound}, not {value}")
+        """Refuse a group with a hyperparameter outside its range.
+
+        Raises:
+            ValueError: a number is outside, or a tensor does not hold one number.
+            TypeError: it is no number at all.
+        """
+        for name, bound in self.bounds:
+            value, range_ = group[name], "at least 0" + (f" and below {bound}" if bound < inf else ", and finite,")
+            wrong = f"{type(self).__name__}: {name}={value!r}: a number of {range_} is needed"
+            if not isinstance(value, Real | torch.Tensor):
+                raise TypeError(wrong)
+            if (isinstance(value, torch.Tensor) and value.numel() != 1) or not 0 <= value < bound:
+                raise ValueError(wrong)
 
     def __setstate__(self, state):
-        """Take over a saved state; hyperparameters missing there (as in torch's) keep their value here."""
-        super().__setstate__(state)
-        for group in self.param_groups:
-            for name, default in self.defaults.items():
+        """Take over a saved state. Switches missing there, such as those torch does not have, keep their value here.
+
+        Raises:
+            ValueError: the state is of another optimiser, or holds a hyperparameter outside its range.
+        """
+        defaults = state.get("defaults") or self.defaults
+        for group in state["param_groups"]:
+            for name, default in defaults.items():
+                if name not in group and not isinstance(default, bool):
+                    raise ValueError(f"state without {name}: a state of {type(self).__name__} is needed")
                 group.setdefault(name, default)
+            self.check(group)
+        super().__setstate__(state)
+        self.defaults.pop("differentiable", None)  # torch's base class adds it; nothing here reads it
+
+
+def as_scalar(value):
+    """Give a tensor of one number as 0-dim, which torch's arithmetic takes for a number; numbers stay as they are."""
+    return value.detach().squeeze() if isinstance(value, torch.Tensor) else value

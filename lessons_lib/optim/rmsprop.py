@@ -13,12 +13,20 @@ class RMSProp(Optimizer):
         s ← √v + ε,  or  √(v − m²) + ε     centered=True, with m ← α m + (1 − α) g: the spread, not the size
         θ ← θ − lr · g / s,  or  b ← μ b + g / s,  θ ← θ − lr · b     with μ = momentum > 0
 
-    params: parameters, or groups of them with their own hyperparameters, as in torch.
-    lr, eps, weight_decay, momentum: numbers ≥ 0 (lr may be a 0-dim tensor); alpha: in [0, 1).
-    maximize: climb instead of descend (g ← −g first).
     State per parameter: `step`, `square_avg` v; `grad_avg` m if centered; `momentum_buffer` b with momentum.
-    Raises ValueError or TypeError for a number outside its range.
-    Differs from torch: the name (torch.optim.RMSprop), and alpha ≥ 1, which makes v useless, is refused.
+
+    Args:
+        params: parameters, or groups of them with their own hyperparameters, as in torch.
+        lr, eps, weight_decay, momentum: finite numbers ≥ 0, or tensors of one number.
+        alpha: the same, below 1.
+        centered: divide by the spread of the gradients, not by their size.
+        maximize: climb instead of descend (g ← −g first).
+
+    Raises:
+        ValueError, TypeError: a hyperparameter is outside its range, or no number.
+
+    Differs from torch: the name (torch.optim.RMSprop), and alpha ≥ 1, which makes v useless, is refused, as are
+    infinite numbers.
     Source: Hinton, Coursera lecture 6e (2012); centred form: Graves (2013), eq. 38–41. Lesson 03.
     """
 

@@ -13,11 +13,18 @@ class SGD(Optimizer):
         d ← b,  or  g + μ b            nesterov=True looks one step of momentum ahead;  μ = 0: d ← g
         θ ← θ − lr · d
 
-    params: parameters, or groups of them with their own hyperparameters, as in torch.
-    lr, momentum, dampening, weight_decay: numbers ≥ 0; lr may be a 0-dim tensor.
-    maximize: climb instead of descend (g ← −g first).
     State per parameter: `momentum_buffer` b, one tensor of its shape (none when μ = 0).
-    Raises ValueError or TypeError for a number outside its range, ValueError for Nesterov without momentum.
+
+    Args:
+        params: parameters, or groups of them with their own hyperparameters, as in torch.
+        lr, momentum, dampening, weight_decay: finite numbers ≥ 0, or tensors of one number.
+        nesterov: needs momentum above 0, and dampening 0.
+        maximize: climb instead of descend (g ← −g first).
+
+    Raises:
+        ValueError, TypeError: a hyperparameter is outside its range, or no number.
+
+    Differs from torch: NaN, infinite numbers and a negative dampening are refused.
     Source: Polyak (1964); Sutskever et al. (2013), eq. 1–4, with lr outside b as in torch. Lessons 01, 03.
     """
 
@@ -41,8 +48,8 @@ class SGD(Optimizer):
         super().check(group)
         if group["nesterov"] and (group["momentum"] == 0 or group["dampening"] != 0):
             raise ValueError(
-                "SGD: nesterov=True needs momentum above 0 and dampening 0, not "
-                f"momentum={group['momentum']}, dampening={group['dampening']}"
+                f"SGD: momentum={group['momentum']}, dampening={group['dampening']}: with nesterov=True a momentum "
+                "above 0 and a dampening of 0 are needed"
             )
 
     def update(self, theta, g, group):
