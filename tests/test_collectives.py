@@ -329,7 +329,7 @@ def call(comm, name, args, kwargs):
     ("name", "args", "kwargs", "says"),
     [
         ("all_reduce", ([1.0],), {}, "all_reduce was given a list"),
-        ("all_reduce", (torch.ones(2),), {"op": "product"}, "op='product'"),
+        ("all_reduce", (torch.ones(2),), {"op": "median"}, "op='median'"),
         ("all_reduce", (torch.ones(2, dtype=torch.int64),), {"op": "mean"}, "floating-point"),
         ("send", (torch.ones(2), 2), {}, "dst=2"),
         ("send", (torch.ones(2), "1"), {}, "dst='1'"),

@@ -171,8 +171,8 @@ def test_bad_world_sizes_are_named(make, bad):
 def test_other_bad_arguments_are_named():
     with pytest.raises(ValueError, match="group_size=3"):
         hierarchical(4, 3)
-    with pytest.raises(ValueError, match="collective='gather'"):
-        Schedule(2, 1, [], collective="gather")
+    with pytest.raises(ValueError, match="collective='sort'"):
+        Schedule(2, 1, [], collective="sort")
     with pytest.raises(ValueError, match="num_chunks=0"):
         Schedule(2, 0, [])
     with pytest.raises(ValueError, match="root=2"):

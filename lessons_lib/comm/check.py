@@ -6,12 +6,14 @@ from numbers import Integral
 import torch
 
 from ..devices import cgroup_limits, gigabytes, memory_left
+from ..errors import check_whole
 from ..schedules.schedule import chunk_bounds
 from .execute import REDUCE
 
-OPS = ("sum", "mean", "max", "min")
+OPS = ("sum", "mean", "product", "max", "min")
 LITTLE_BYTES = 10_000_000  # for so few it is not worth a look at what is left
-READ_ONLY = ("send", "reduce_scatter", "all_gather: input")  # whose tensors are left as they are
+# Those whose tensors are left as they are.
+READ_ONLY = ("send", "gather", "reduce_scatter", "all_gather: input", "all_to_all: input", "scatter: scatter_list")
 
 
 def check_tensor(name, tensor):
@@ -62,6 +64,63 @@ def check_part(name, argument, part, whole, rank, world_size):
     if part.dtype != whole.dtype:
         raise ValueError(f"{argument} is {part.dtype}, the other tensor {whole.dtype}: the same dtype is needed")
     return start, stop
+
+
+def check_list(name, argument, tensors, like, world_size):
+    """Raise unless `tensors` is a list of one tensor `like` this for each rank; None where `world_size` is None."""
+    if world_size is None:
+        if tensors is not None:
+            raise ValueError(f"{name}: {argument} is given: None is needed on every rank but the root")
+        return
+    if not isinstance(tensors, list | tuple) or len(tensors) != world_size:
+        found = f"a list of {len(tensors)}" if isinstance(tensors, list | tuple) else f"a {type(tensors).__name__}"
+        raise ValueError(f"{name}: {argument} is {found}: a list of {world_size} tensors is needed, one for each rank")
+    for tensor in tensors:
+        check_tensor(f"{name}: {argument}", tensor)
+        if tensor.shape != like.shape or tensor.dtype != like.dtype:
+            raise ValueError(
+                f"{name}: {argument} has a tensor of {tensor.dtype}, shape {tuple(tensor.shape)}: all are needed as "
+                f"the tensor is, {like.dtype}, shape {tuple(like.shape)}"
+            )
+
+
+def check_splits(output, input, output_split_sizes, input_split_sizes, world_size):
+    """Raise unless both are lists of one tensor per rank, or tensors that the sizes fit; whether they are lists."""
+    is_list = isinstance(output, list | tuple)
+    if is_list != isinstance(input, list | tuple):
+        raise TypeError(
+            f"output is a {type(output).__name__}, input a {type(input).__name__}: two tensors or two lists are needed"
+        )
+    for name, given, sizes in (("output", output, output_split_sizes), ("input", input, input_split_sizes)):
+        for tensor in given if is_list else [given]:
+            check_tensor(f"all_to_all: {name}", tensor)
+            if tensor.dtype != (first := output[0] if is_list else output).dtype:
+                raise ValueError(f"{name} is {tensor.dtype}: {first.dtype} is needed, as of the first output")
+        if is_list and len(given) != world_size:
+            raise ValueError(f"{name} has {len(given)} tensors: {world_size} are needed, one for each rank")
+        if is_list and sizes is not None:
+            raise ValueError(f"{name}_split_sizes={sizes!r}: None is needed with lists of tensors")
+        if not is_list:
+            _check_rows(name, given, sizes, world_size)
+    if not is_list and output_split_sizes is None and input_split_sizes is None and output.shape != input.shape:
+        shapes = f"{tuple(output.shape)} and {tuple(input.shape)}"
+        raise ValueError(f"output and input have shapes {shapes}: the same are needed without split sizes")
+    return is_list
+
+
+def _check_rows(name, tensor, sizes, world_size):
+    if tensor.dim() == 0:
+        raise ValueError(f"{name} has no dimension: one with rows is needed")
+    if sizes is None:
+        if len(tensor) % world_size:
+            raise ValueError(f"{name} has {len(tensor)} rows: a multiple of {world_size} is needed without split sizes")
+        return
+    if not isinstance(sizes, list | tuple) or len(sizes) != world_size:
+        raise ValueError(f"{name}_split_sizes={sizes!r}: a list of {world_size} numbers is needed, one for each rank")
+    for size in sizes:
+        check_whole(f"{name}_split_sizes", size, 0)
+    if sum(sizes) != len(tensor):
+        raise ValueError(f"{name}_split_sizes={sizes!r}: a sum of {len(tensor)} is needed, the rows of {name}")
 
 
 def check_buffer(numel, dtype, world_size):

@@ -7,17 +7,18 @@ import torch
 from ..errors import CollectiveMismatch, RankFailed
 from ..schedules.choose import all_reduce_schedule, broadcast_schedule, check_algorithm
 from ..schedules.plan import Plans
-from ..schedules.ring import ring_all_gather, ring_reduce_scatter
 from ..schedules.schedule import Schedule
 from ..schedules.verify import check_schedule
 from ..trace import Ledger, Trace, now_s
 from .background import Background
 from .call import Call, brief
-from .check import check_buffer, check_op, check_part, check_peer, check_tensor
+from .check import check_buffer, check_op, check_peer, check_tensor
+from .deliver import Deliveries
+from .dense import copy_back, dense
 from .execute import run
 
 
-class Communicator:
+class Communicator(Deliveries):
     """The operations of `torch.distributed` among the ranks of one launch. `launch` and `connect` make one.
 
     Args:
@@ -61,17 +62,17 @@ class Communicator:
             CollectiveMismatch: the other receives another shape or dtype, or the ranks wait for each other.
         """
         self._check("send", tensor, dst=dst)
-        self._meet(self.transport.send, _dense(tensor), dst)
+        self._meet(self.transport.send, dense(tensor), dst)
         self.ledger.sent(tensor.nbytes)
 
     def recv(self, tensor, src):
         """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
         self._check("recv", tensor, src=src)
-        target = _dense(tensor)
+        target = dense(tensor)
         wait_s, ready_s = self._meet(self.transport.recv, target, src)
         if self.trace is not None:
             self.trace.meeting(self.rank, src, tensor.nbytes, wait_s, ready_s)
-        _copy_back(tensor, target)
+        copy_back(tensor, target)
         self.ledger.received(tensor.nbytes)
 
     def _meet(self, send_or_recv, tensor, peer):
@@ -105,7 +106,7 @@ class Communicator:
 
         Args:
             tensor: any shape and dtype; part of a `buffer` is reduced without a copy.
-            op: "sum", "mean", "max" or "min" (nan wins; with algorithm="torch" not always).
+            op: "sum", "mean", "product", "max" or "min" (nan wins; with algorithm="torch" not always).
             async_op: return at once, with a handle whose `wait()` returns when it is done.
 
         Communication: see the algorithm; 2(N-1)/N of the payload a rank for ring, direct and halving-doubling.
@@ -125,38 +126,6 @@ class Communicator:
         if isinstance(schedule, str):
             schedule = all_reduce_schedule(schedule, self.world_size, tensor.nbytes)
         self._run(Call("all_reduce", tensor, op, brief(schedule.name)), schedule, tensor, op)
-
-    def reduce_scatter(self, output, input, op="sum"):
-        """Add up `input` over all ranks; rank r keeps chunk r of the flattened sum in `output`.
-
-        Args:
-            output: 1-D, `chunk_bounds(input.numel(), world_size)[rank]` long.
-            input: any shape; left as it is.
-
-        Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
-        """
-        self._check("reduce_scatter", input)
-        check_op(op, input)
-        start, stop = check_part("reduce_scatter", "output", output, input, self.rank, self.world_size)
-        flat = input.detach().reshape(-1).clone()
-        self._run(Call("reduce_scatter", input, op), ring_reduce_scatter(self.world_size), flat, op)
-        output.detach().copy_(flat[start:stop].view_as(output))
-
-    def all_gather(self, output, input):
-        """Put everybody's `input` one after the other into everybody's `output`; rank r's becomes chunk r.
-
-        Args:
-            output: any shape, changed in place.
-            input: `chunk_bounds(output.numel(), world_size)[rank]` long.
-
-        Communication: a ring of N - 1 rounds; (N-1)/N of the payload a rank.
-        """
-        self._check("all_gather", output)
-        start, stop = check_part("all_gather", "input", input, output, self.rank, self.world_size)
-        flat = _dense(output).view(-1)
-        flat[start:stop] = input.detach().reshape(-1)
-        self._run(Call("all_gather", output), ring_all_gather(self.world_size), flat)
-        _copy_back(output, flat.view_as(output))
 
     def run(self, schedule, tensor, op="sum"):
         """Execute any `Schedule` on `tensor`, in place. It is verified first: `InvalidSchedule` if it is wrong."""
@@ -216,28 +185,18 @@ class Communicator:
 
     def _run(self, call, schedule, tensor, op="sum"):
         """Do this rank's part of `schedule` on `tensor`, in place."""
-        flat = _dense(tensor).view(-1)
+        flat = dense(tensor).view(-1)
         plan = self._plans.of(schedule, flat.numel(), self.transport.num_segments(flat))
         self._background.alone(run, call, plan, flat, self.transport, self.ledger, op)
         self._finish(tensor, flat, op)
 
     def _leave_to_torch(self, call, collective, tensor, option):
         """Let the transport do the whole `collective` on `tensor`, in place; `option` is its op or its source."""
-        flat = _dense(tensor).view(-1)
+        flat = dense(tensor).view(-1)
         self._background.alone(collective, call, flat, option)
         self._finish(tensor, flat, option)
 
     def _finish(self, tensor, flat, op):
         if op == "mean":
             flat.div_(self.world_size)
-        _copy_back(tensor, flat.view_as(tensor))
-
-
-def _dense(tensor):
-    """`tensor` in one piece, as it lies in memory: itself where it does, else a copy."""
-    return tensor.detach().contiguous().resolve_conj().resolve_neg()
-
-
-def _copy_back(tensor, contiguous):
-    if contiguous.data_ptr() != tensor.data_ptr():
-        tensor.detach().copy_(contiguous)
+        copy_back(tensor, flat.view_as(tensor))

@@ -11,10 +11,16 @@ def _minimum(mine, theirs):
     return torch.minimum(mine, theirs, out=mine)
 
 
-REDUCE = {"sum": torch.Tensor.add_, "mean": torch.Tensor.add_, "max": _maximum, "min": _minimum}
+REDUCE = {
+    "sum": torch.Tensor.add_,
+    "mean": torch.Tensor.add_,
+    "product": torch.Tensor.mul_,
+    "max": _maximum,
+    "min": _minimum,
+}
 
 
-def run(call, plan, flat, transport, ledger, op="sum"):
+def run(call, plan, flat, transport, ledger, op="sum", source=None):
     """Do one rank's `plan` on its flat tensor, in place.
 
     Args:
@@ -23,10 +29,11 @@ def run(call, plan, flat, transport, ledger, op="sum"):
         flat: 1-D contiguous tensor, changed in place; best one from `transport.buffer`.
         transport: how the chunks travel.
         ledger: `Ledger`, counts what is moved.
-        op: what an "add" message does: "sum", "max" or "min" ("mean" adds: who calls divides).
+        op: what an "add" message does: "sum", "product", "max" or "min" ("mean" adds: who calls divides).
+        source: 1-D contiguous tensor that this rank gives from, for the plan of a `Delivery`; by default `flat`.
     """
     itemsize = flat.element_size()
-    window = transport.window(call, plan, flat, REDUCE[op])
+    window = transport.window(call, plan, flat, REDUCE[op], source)
     for step in plan.steps:
         num_messages = 0 if step.segment else 1  # later segments are parts of the same messages
         window.post(step)

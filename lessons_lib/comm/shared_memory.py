@@ -12,7 +12,7 @@ from .block import Block
 from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
 from .call import Call
 from .check import check_memory
-from .shared_window import SharedWindow
+from .shared_window import DeliveryWindow, SharedWindow
 from .transport import Transport
 
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
@@ -103,17 +103,41 @@ class SharedMemoryTransport(Transport):
         self._buffers.append(SharedBuffer(self, numel, dtype, self._num_buffers))
         return self._buffers[-1].views[self.rank]
 
-    def window(self, call, plan, flat, reduce):
+    def window(self, call, plan, flat, reduce, source=None):
+        if source is not None:
+            return self._delivery(call, plan, flat, reduce, source)
         shared, offset = self._find(flat)
         location = f"{shared.number}+{offset}" if shared else "elsewhere"
         self.board.publish(self.board.steps + 1)  # who lies in a buffer can be read from now on
         notes = self.board.enter(str(call), location)
         if not shared or any(note != location for note in notes):
-            return SharedWindow(self, plan, self._scratch_for(flat)).open(flat, reduce, in_place=False)
+            scratch = self._scratch_for(flat.numel(), flat.dtype)
+            return SharedWindow(self, plan, scratch).open(flat, reduce, in_place=False)
         if (plan, offset) not in shared.windows:
             views = [view[offset : offset + flat.numel()] for view in shared.views]
             shared.windows[plan, offset] = SharedWindow(self, plan, views)
         return shared.windows[plan, offset].open(flat, reduce)
+
+    def _delivery(self, call, plan, target, reduce, source):
+        """The window of a `Delivery`. What a rank gives need not lie where the others' lies, nor in a buffer at all."""
+        shared, offset = self._find(source)
+        if shared:
+            self.board.publish(self.board.steps + 2)  # one step for the memory, one for what is in it: both are there
+        notes = self.board.enter(str(call), f"{shared.number}+{offset}" if shared else "elsewhere")
+        scratch = None
+        if "elsewhere" in notes:
+            scratch = self._scratch_for(plan.most_given, source.dtype)
+        if not shared:
+            scratch[self.rank][: source.numel()].copy_(source)
+            self.board.publish(self.board.steps + 2)
+        return DeliveryWindow(self, plan, [self._given(*each, scratch) for each in enumerate(notes)], target, reduce)
+
+    def _given(self, rank, location, scratch):
+        """What `rank` gives: a 1-D tensor that starts at `location`."""
+        if location == "elsewhere":
+            return scratch[rank]
+        number, offset = map(int, location.split("+"))
+        return self._buffers[number - 1].views[rank][offset:]
 
     def _find(self, flat):
         """The shared buffer that `flat` lies in, and at which element; (None, 0) for ordinary memory."""
@@ -124,13 +148,14 @@ class SharedMemoryTransport(Transport):
                 return shared, offset // flat.element_size()
         return None, 0
 
-    def _scratch_for(self, flat):
-        if self._scratch is None or self._scratch.views[0].numel() < flat.nbytes:
-            check_memory("working memory", self.world_size, flat.nbytes)
+    def _scratch_for(self, numel, dtype):
+        size_bytes = numel * dtype.itemsize
+        if self._scratch is None or self._scratch.views[0].numel() < size_bytes:
+            check_memory("working memory", self.world_size, size_bytes)
             if self._scratch is not None:
                 self._scratch.own.end()
-            self._scratch = SharedBuffer(self, max(1 << 16, 1 << (flat.nbytes - 1).bit_length()), torch.uint8)
-        return [view[: flat.nbytes].view(flat.dtype) for view in self._scratch.views]
+            self._scratch = SharedBuffer(self, max(1 << 16, 1 << (size_bytes - 1).bit_length()), torch.uint8)
+        return [view[:size_bytes].view(dtype) for view in self._scratch.views]
 
     def close(self):
         for shared in [*self._buffers, *([self._scratch] if self._scratch else [])]:

@@ -54,3 +54,21 @@ class SharedWindow:
         if not self._in_place:
             self._flat.copy_(self._mine)
         self._board.set_doing(IDLE)
+
+
+class DeliveryWindow(SharedWindow):
+    """One rank's part in a `Delivery`: it takes from memory that others see into memory of its own.
+
+    `views[rank]` is the 1-D tensor that rank gives from, `target` the one that this rank takes into.
+    """
+
+    def __init__(self, transport, plan, views, target, reduce):
+        self._transport, self._board, self._plan, self._mine = transport, transport.board, plan, target
+        self._reduce, self._in_place, self._first = reduce, True, transport.board.steps
+        self._pairs = {
+            part: [
+                (target[start:stop], views[part.peer][first:last])
+                for (start, stop), (first, last) in zip(part.slices, part.source_slices, strict=True)
+            ]
+            for part in plan.steps[0].incoming
+        }

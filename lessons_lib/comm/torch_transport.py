@@ -15,7 +15,13 @@ from .torch_window import TorchWindow
 from .transport import Transport
 
 ReduceOp = dist.ReduceOp
-TORCH_OPS = {"sum": ReduceOp.SUM, "mean": ReduceOp.SUM, "max": ReduceOp.MAX, "min": ReduceOp.MIN}
+TORCH_OPS = {
+    "sum": ReduceOp.SUM,
+    "mean": ReduceOp.SUM,
+    "product": ReduceOp.PRODUCT,
+    "max": ReduceOp.MAX,
+    "min": ReduceOp.MIN,
+}
 HEADER_BYTES = 256  # holds any call: a name, a tensor and a schedule, of which `brief` leaves 100 bytes each
 MESSAGE_BYTES = 4 << 20  # while a piece of this size is added up, the next one comes
 
@@ -138,8 +144,8 @@ class TorchTransport(Transport):
         self.agree(Call("buffer", None, numel, dtype))
         return torch.zeros(numel, dtype=dtype)
 
-    def window(self, call, plan, flat, reduce):
-        return TorchWindow(self, Greeting(self, str(call), plan.peers), plan, flat, reduce)
+    def window(self, call, plan, flat, reduce, source=None):
+        return TorchWindow(self, Greeting(self, str(call), plan.peers), plan, flat, reduce, source)
 
     # --- whole collectives, left to torch ----------------------------------------------------------------------------
 

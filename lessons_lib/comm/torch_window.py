@@ -14,9 +14,9 @@ class TorchWindow:
     there, and what a rank sends that is in another call is never taken for something else.
     """
 
-    def __init__(self, transport, greeting, plan, flat, reduce):
+    def __init__(self, transport, greeting, plan, flat, reduce, source=None):
         self._transport, self._greeting, self._plan = transport, greeting, plan
-        self._flat, self._reduce = flat, reduce
+        self._flat, self._reduce, self._source = flat, reduce, flat if source is None else source
         self._first_tag = 1 + zlib.crc32(greeting.call.encode()) % 2**30
         looks_ahead = flat.is_cpu and not transport.wire and transport.trace is None
         if not looks_ahead:
@@ -44,7 +44,7 @@ class TorchWindow:
         ready = [(step.number, part) for step in soon for part in step.outgoing if part.ready <= num_ended]
         ready = [(number, part) for number, part in ready if part not in self._sent]
         self._sent.update(part for _, part in ready)
-        return [(number, part.peer, piece) for number, part in ready for piece in self._pieces(part)]
+        return [(number, part.peer, piece) for number, part in ready for piece in _pieces(self._source, part)]
 
     def _next_landings(self, soon, num_ended):
         """(step number, part, where it goes, where it lands) of what may come now: nothing still needs that memory.
@@ -59,16 +59,13 @@ class TorchWindow:
             self._num_expected, self._arrivals[step.number] = step.number + 1, []
             used = self._room * (step.number % (self._num_ahead + 1))
             for part in step.incoming:
-                for target in self._pieces(part):
+                for target in _pieces(self._flat, part):
                     landing = target
                     if part.op == "add":
                         landing = self._scratch[used : used + target.numel()]
                         used += target.numel()
                     found.append((step.number, part, target, landing))
         return found
-
-    def _pieces(self, part):
-        return [self._flat[start:stop] for start, stop in part.slices]
 
     def _wait_until_read(self, readers):
         """Wait for what was sent to each reader before it ended so many steps."""
@@ -110,3 +107,7 @@ class TorchWindow:
 
 def _added(step):
     return sum(part.numel for part in step.incoming if part.op == "add")
+
+
+def _pieces(flat, part):
+    return [flat[start:stop] for start, stop in part.slices]

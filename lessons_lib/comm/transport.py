@@ -68,8 +68,11 @@ class Transport:
             return 1  # timelines show a message as what it is: one
         return max(1, flat.nbytes // self.segment_bytes)
 
-    def window(self, call, plan, flat, reduce):
-        """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close()."""
+    def window(self, call, plan, flat, reduce, source=None):
+        """Agree on `call`; then what `run` needs: post(step), take(part, step), finish(step) and close().
+
+        `source` is the tensor that parts are given from, if it is not `flat`: then `plan` is a `Delivery`.
+        """
         raise NotImplementedError
 
     def close(self):

@@ -22,7 +22,8 @@ A schedule is read by `verify` (is it right?), `count` (what does it move?), `si
 
 from .choose import ALGORITHMS
 from .count import Counts, count
-from .direct import direct
+from .delivery import all_to_all, gather, scatter
+from .direct import direct, direct_all_gather, direct_reduce_scatter
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
@@ -41,15 +42,20 @@ __all__ = [
     "Message",
     "Schedule",
     "Simulation",
+    "all_to_all",
     "chunk_bounds",
     "count",
     "direct",
+    "direct_all_gather",
+    "direct_reduce_scatter",
+    "gather",
     "halving_doubling",
     "hierarchical",
     "replay",
     "ring",
     "ring_all_gather",
     "ring_reduce_scatter",
+    "scatter",
     "simulate",
     "star",
     "star_broadcast",

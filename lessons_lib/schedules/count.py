@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ..errors import check_whole
 from .schedule import check_is_schedule, chunk_bounds, transfers
 
 
@@ -27,7 +28,7 @@ def count(schedule, numel, itemsize=4):
 
     Args:
         schedule: a `Schedule`.
-        numel: how many elements the tensor has.
+        numel: how many elements the tensor has, cut evenly; or a list of how many each chunk has.
         itemsize: how many bytes an element has.
 
     Returns:
@@ -35,10 +36,16 @@ def count(schedule, numel, itemsize=4):
 
     Raises:
         TypeError: `schedule` is something else.
-        ValueError: `numel` is not a whole number of at least 0.
+        ValueError: `numel` is no whole number of at least 0, nor a list of one for each chunk.
     """
     check_is_schedule(schedule)
-    sizes = [(stop - start) * itemsize for start, stop in chunk_bounds(numel, schedule.num_chunks)]
+    if not isinstance(numel, list):
+        numel = [stop - start for start, stop in chunk_bounds(numel, schedule.num_chunks)]
+    if len(numel) != schedule.num_chunks:
+        raise ValueError(f"numel={numel!r}: one number for each of {schedule.num_chunks} chunks is needed")
+    for size in numel:
+        check_whole("numel", size, 0)
+    sizes = [size * itemsize for size in numel]
     ranks = range(schedule.world_size)
     counts = Counts(len(schedule.rounds), *([0 for _ in ranks] for _ in range(4)))
     for messages in schedule.rounds:

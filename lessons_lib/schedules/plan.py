@@ -20,6 +20,7 @@ class Part:
         op: "add" or "copy".
         queued_numel: how many elements the sender sends up to the end of this part in the same step.
         ready: how many steps the sender must have ended before it has this part to give.
+        source_slices: where it lies at the sender, in a delivery; else None, as it lies at the same `slices`.
     """
 
     peer: int
@@ -28,6 +29,7 @@ class Part:
     op: str
     queued_numel: int
     ready: int
+    source_slices: list | None = None
 
 
 @dataclass

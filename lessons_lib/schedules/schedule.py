@@ -8,7 +8,7 @@ from typing import NamedTuple
 from ..errors import check_whole
 
 OPS = ("add", "copy")
-COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast")
+COLLECTIVES = ("all_reduce", "reduce_scatter", "all_gather", "broadcast", "gather", "scatter", "all_to_all")
 
 
 class Message(NamedTuple):
@@ -37,12 +37,14 @@ class Schedule:
         num_chunks: into how many nearly equal chunks the tensor is cut.
         rounds: a list of rounds, each a list of `Message`.
         name: how figures and errors call the schedule.
-        collective: what the schedule promises: "all_reduce", "reduce_scatter" or "all_gather" (in both, rank r owns
-            chunk r), or "broadcast". `verify` checks that it keeps the promise.
-        root: the rank that a broadcast starts from.
+        collective: what the schedule promises: "all_reduce", "broadcast"; "reduce_scatter", "all_gather", "gather" or
+            "scatter" (in all four, rank r owns chunk r); or "all_to_all" (chunk s * N + d goes from rank s to rank d).
+            `verify` checks that it keeps the promise.
+        root: the rank that a broadcast or a scatter starts from, and that a gather ends at.
 
     Raises:
-        ValueError: a size is below one, `rounds` is no list, or `collective` or `root` is unknown.
+        ValueError: a size is below one, `rounds` is no list, `collective` or `root` is unknown, or the chunks of an
+            all-to-all are not the same number for each pair of ranks.
     """
 
     world_size: int
@@ -59,6 +61,10 @@ class Schedule:
             raise ValueError(f"rounds={self.rounds!r}: a list of rounds is needed, each a list of Message")
         if self.collective not in COLLECTIVES:
             raise ValueError(f"collective={self.collective!r}: one of {', '.join(COLLECTIVES)} is needed")
+        if self.collective == "all_to_all" and self.num_chunks % self.world_size**2:
+            raise ValueError(
+                f"num_chunks={self.num_chunks}: a multiple of {self.world_size**2} is needed, the same for each pair"
+            )
         if not isinstance(self.root, Integral) or not 0 <= self.root < self.world_size:
             raise ValueError(f"root={self.root!r}: a rank from 0 to {self.world_size - 1} is needed")
 
