@@ -8,7 +8,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-_COUNTS = {
+_PARAMETERS = {
     "linear": lambda inputs, outputs, bias=True: (inputs + bool(bias)) * outputs,
     "conv": lambda inputs, outputs, k, bias=True: (inputs * k * k + bool(bias)) * outputs,
     "norm": lambda width: 2 * width,
@@ -21,22 +21,22 @@ RECIPES = {
 }
 
 
-def count(layers):
+def num_parameters(layers):
     """How many parameters a model has that is described as a list of layers.
 
     layers: tuples ("linear", inputs, outputs), ("conv", channels in, channels out, k), both with False at the end
     for no bias, ("norm", width) for batch and layer norms, ("embedding", rows, width). What is shared stands once.
     Raises ValueError for another layer. Lesson 08.
     """
-    return sum(map(_count_one, layers))
+    return sum(map(_parameters_of, layers))
 
 
-def _count_one(layer):
+def _parameters_of(layer):
     kind, *sizes = layer
-    if kind in _COUNTS and all(isinstance(size, Integral) and size >= 0 for size in sizes):
+    if kind in _PARAMETERS and all(isinstance(size, Integral) and size >= 0 for size in sizes):
         with contextlib.suppress(TypeError):  # too few sizes, or too many
-            return _COUNTS[kind](*sizes)
-    raise ValueError(f"a layer is one of {', '.join(_COUNTS)} and its sizes, such as ('norm', 64); not {layer!r}")
+            return _PARAMETERS[kind](*sizes)
+    raise ValueError(f"a layer is one of {', '.join(_PARAMETERS)} and its sizes, such as ('norm', 64); not {layer!r}")
 
 
 def resnet(blocks=(3, 4, 6, 3), num_classes=1000):

@@ -40,24 +40,24 @@ PUBLISHED = {  # torchvision's and the released checkpoints' parameters, to the 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_counts(name):
     layers, count = PUBLISHED[name]
-    assert memory.count(layers) == count == size(modules(layers))
+    assert memory.num_parameters(layers) == count == size(modules(layers))
 
 
 def test_gpt_3_is_published_as_175_billion():
-    assert memory.count(memory.transformer(96, 12288, 50257, 2048)) == pytest.approx(175e9, rel=0.005)
+    assert memory.num_parameters(memory.transformer(96, 12288, 50257, 2048)) == pytest.approx(175e9, rel=0.005)
 
 
 def test_a_transformer_has_the_parameters_of_torchs_encoder():
     with torch.device("meta"):
         block = nn.TransformerEncoderLayer(64, 4, 256)
         encoder = nn.TransformerEncoder(block, 3, norm=nn.LayerNorm(64), enable_nested_tensor=False)
-    assert memory.count(memory.transformer(3, 64, 0, 0)) == size(encoder)
+    assert memory.num_parameters(memory.transformer(3, 64, 0, 0)) == size(encoder)
 
 
 def test_a_list_without_biases():
     layers = [("conv", 3, 8, 5, False), ("linear", 8, 4, False)]
-    assert memory.count(layers) == size(modules(layers)) == 600 + 32
-    assert memory.count([]) == 0
+    assert memory.num_parameters(layers) == size(modules(layers)) == 600 + 32
+    assert memory.num_parameters([]) == 0
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_a_list_without_biases():
 )
 def test_what_is_no_layer(layer):
     with pytest.raises(ValueError, match="a layer is one of linear, conv, norm, embedding"):
-        memory.count([layer])
+        memory.num_parameters([layer])
 
 
 def test_model_states_of_the_zero_paper():

@@ -87,7 +87,7 @@ def checkpoint_of_the_input(block, x):
 
 
 def memory_by_the_library(num_layers, width, vocabulary, context):
-    parameters = memory.count(memory.transformer(num_layers, width, vocabulary, context))
+    parameters = memory.num_parameters(memory.transformer(num_layers, width, vocabulary, context))
     return parameters, sum(memory.training_bytes(parameters).values())
 
 
