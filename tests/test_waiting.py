@@ -79,6 +79,25 @@ def test_a_message_is_on_both_lanes_and_the_wait_on_the_one_that_came_first(tran
         assert any(span.kind == "wait" and span.rank == 0 and span.end_s == send.start_s for span in spans)
 
 
+def test_a_rank_that_comes_while_others_sleep_can_ring_too():
+    if bell.FUTEX is None:
+        pytest.skip("this system has no futex")
+    block = Block(64)
+    ints, early = memoryview(block.view).cast("q"), bell.Bell(block.view)
+
+    def sleeper():
+        while not ints[0]:
+            early.sleep(0, seen=0, limit_s=1)
+
+    with ThreadPoolExecutor(1) as other_rank:
+        asleep = other_rank.submit(sleeper)
+        late = [bell.Bell(block.view) for _ in range(200)]
+        ints[0] = 1
+        late[-1].ring(0)
+        asleep.result()
+    assert all(each.works for each in late)
+
+
 @pytest.mark.parametrize("has_bell", [True, False])
 def test_a_rank_that_sleeps_is_woken_by_what_it_waits_for(monkeypatch, has_bell):
     """With the system's own way to sleep on shared memory and, as on macOS and Windows, without."""

@@ -35,11 +35,12 @@ class Bell:
             # Without these, ctypes would pass pointers as 32-bit numbers.
             pointer = ctypes.c_void_p
             self._system_call.argtypes = [ctypes.c_long, pointer, ctypes.c_int, ctypes.c_uint, pointer, pointer]
-            self.works = self._call(0, WAKE, 0) == 0  # a sandbox may refuse the call
+            # A sandbox may refuse the call. It tells how many it woke: a rank that came earlier may sleep already.
+            self.works = self._call(0, WAKE, EVERYBODY) >= 0
 
     def sleep(self, index, seen, limit_s):
         """Sleep until somebody rings for the number at `index`, at most `limit_s`; not at all if it is not `seen`."""
-        limit = _Timespec(0, int(limit_s * 1e9))
+        limit = _Timespec(int(limit_s), int(limit_s % 1 * 1e9))
         self._call(index, WAIT, seen & 0xFFFFFFFF, ctypes.addressof(limit))
 
     def ring(self, index):
