@@ -1,14 +1,16 @@
 """Data parallelism: every rank has the whole model and a share of the batch (lesson 12)."""
 
-import zlib
 from contextlib import contextmanager
-from numbers import Real
+from numbers import Integral, Real
 
 import torch
 from torch import nn
+from torch.nn.parameter import UninitializedTensorMixin
 
 from ..comm import Communicator
+from .count import SampleCounter, checked_weight, takes_weight
 from .reducer import Reducer
+from .replicas import share_buffers, share_start, trained
 
 
 class DataParallel(nn.Module):
@@ -17,94 +19,150 @@ class DataParallel(nn.Module):
     At the start every rank takes over rank 0's parameters and buffers. With n_k samples on rank k and g_k the gradient
     of their mean loss, every rank gets  g = Σ_k n_k g_k / Σ_k n_k,  the gradient of the mean over all samples.
 
+    n_k is counted when the module's forward runs, and bound to the graph of its outputs: it counts in those backward
+    passes that come to them. Several forward passes may lead to one average, as in accumulation, if each gives the
+    ranks the same weights; otherwise every rank raises.
+
     Args:
         module: any `nn.Module`, with the same parameters on every rank; on `comm.device`.
         comm: `Communicator`.
         bucket_cap_mb: gradients travel in buckets of about this size (MB), the last layers' first.
         overlap: whether buckets are reduced in a thread while `backward()` goes on; by default where messages wait for
             a wire, and not in shared memory, where the reduction needs the same core.
-        weight_by_batch: count n_k along dimension 0 of the first tensor that `forward` is given (a rank may have none).
-            False: a plain mean over ranks, as in torch's DDP; the two are equal when all n_k are.
+        weight_by_batch: count n_k (a rank may have none). False: a plain mean over ranks, as in torch's DDP; the two
+            are equal when all n_k are.
         broadcast_buffers: take over rank 0's buffers (batch norm statistics) before each forward pass in training.
+        batch_dim: along which dimension of the tensors given to `forward` the n_k samples lie; 0 if None. Must be
+            given for modules with `batch_first=False` inside.
 
     Attributes:
         module: the wrapped module.
 
     Raises:
         TypeError, ValueError: bad arguments; no parameter needs a gradient.
-        CollectiveMismatch: the ranks' modules differ in shape.
+        CollectiveMismatch: the ranks' modules or options differ.
 
-    Communication: one all-reduce of the gradients a backward pass, and as many numbers more as there are parameters.
+    Communication: one all-reduce of the gradients a backward pass, and as many numbers more as there are parameters,
+    plus 4. For half precision one more of a single number; two more of few numbers where the lengths of several
+    inputs, or of several forward passes, differ.
 
     Differs from torch's DDP: parameters without a gradient need no flag, and keep `grad` None if no rank has one;
-    uneven shards are weighted; parameters' `.grad` are views of the buckets after a backward pass.
+    uneven shards are weighted; `net.module(x)` counts as `net(x)` does; several backward passes may go through one
+    forward pass; parameters that come, go or change their dtype are taken over by the next forward pass; ranks that do
+    different numbers of passes are told. Parameters' `.grad` are views of the buckets after a backward pass. Wrapping
+    a module again ends the old wrapper. Copies and pickles are those of `.module`. A graph of the averages
+    (`backward(create_graph=True)`), sparse gradients and lazy parameters are refused.
 
     Source: Li et al., PyTorch Distributed (2020), §3.2; lesson 12.
     """
 
-    def __init__(self, module, comm, bucket_cap_mb=25.0, overlap=None, weight_by_batch=True, broadcast_buffers=True):
+    def __init__(
+        self,
+        module,
+        comm,
+        bucket_cap_mb=25.0,
+        overlap=None,
+        weight_by_batch=True,
+        broadcast_buffers=True,
+        batch_dim=None,
+    ):
         super().__init__()
-        _check(module, comm, bucket_cap_mb)
-        self.module, self.comm = module, comm
-        self.broadcast_buffers = broadcast_buffers and any(True for _ in module.buffers())
-        comm.transport.agree(f"DataParallel({_signature(module)})")
-        _broadcast([*module.parameters(), *module.buffers()], comm)
-        trained = [parameter for parameter in module.parameters() if parameter.requires_grad]
-        options = comm.transport.waits_on_wire if overlap is None else overlap, weight_by_batch
-        self._reducer, self._sync = Reducer(trained, comm, bucket_cap_mb * 1e6, *options), True
+        _check_options(module, comm, bucket_cap_mb, batch_dim)
+        if weight_by_batch and batch_dim is None:
+            _check_batch_first(module)
+        self.module, self.comm, self.broadcast_buffers = module, comm, broadcast_buffers
+        overlap = comm.transport.waits_on_wire if overlap is None else overlap
+        self._options = f"{bucket_cap_mb:g} MB, {overlap=}, {weight_by_batch=}, {broadcast_buffers=}, {batch_dim=}"
+        self._reducer = Reducer(comm, bucket_cap_mb * 1e6, overlap, weight_by_batch)
+        self._adopt()
+        self._counter, self._takes_weight = SampleCounter(module, self._reducer, batch_dim or 0), takes_weight(module)
+
+    def _adopt(self):
+        """Start, or go on after the module has changed, with rank 0's numbers and the parameters that it has now."""
+        _check_module(self.module, self.comm)
+        share_start(self.module, self.comm, self._options)
+        self._reducer.watch(self.module)
 
     def forward(self, *args, **kwargs):
-        if torch.is_grad_enabled():
-            self._reducer.is_on = self._sync
-            self._reducer.num_samples += _batch_size(args, kwargs)
-            if self.broadcast_buffers and self._sync and self.training:
-                _broadcast(list(self.module.buffers()), self.comm)
-        return self.module(*args, **kwargs)
+        """What the module gives.
+
+        Args:
+            args, kwargs: of the module's own forward.
+            weight: the n_k of this forward pass instead of the number of samples, for a loss that is a mean over
+                something else, such as the tokens that are no padding. Where the module's forward has an argument of
+                this name, it is the module's.
+        """
+        weight = None if self._takes_weight else kwargs.pop("weight", None)
+        if not torch.is_grad_enabled():
+            return self.module(*args, **kwargs)
+        self._check_module_is_ours()
+        if self.broadcast_buffers and self.training and self._reducer.is_synced:
+            share_buffers(self.module, self.comm)
+        with self._counter.given(None if weight is None else checked_weight(weight)):
+            return self.module(*args, **kwargs)
+
+    def _check_module_is_ours(self):
+        """Take over what has changed in the module since it was wrapped, on all ranks together."""
+        if self._reducer.is_released:
+            raise RuntimeError("the module of this DataParallel has been wrapped again: use the new one")
+        if not self._reducer.trains_all(self.module):
+            self._adopt()
 
     @contextmanager
     def no_sync(self):
-        """Within this context backward passes add up gradients on each rank; the first pass after it averages them."""
-        before, self._sync = self._sync, False
+        """Within this context backward passes add up gradients on each rank; the first pass after it averages them.
+
+        It is the forward pass that must lie within.
+        """
+        before, self._reducer.is_synced = self._reducer.is_synced, False
         try:
             yield
         finally:
-            self._sync = before
+            self._reducer.is_synced = before
+
+    def __reduce__(self):
+        raise TypeError(
+            "a DataParallel belongs to its own rank and cannot be copied or pickled: use net.module, in "
+            "deepcopy(net.module), torch.save(net.module.state_dict(), path) or AveragedModel(net.module)"
+        )
 
 
-def _check(module, comm, bucket_cap_mb):
+def _check_options(module, comm, bucket_cap_mb, batch_dim):
     if not isinstance(module, nn.Module):
         raise TypeError(f"module is a {type(module).__name__}: a torch.nn.Module is needed")
     if not isinstance(comm, Communicator):
         raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
     if not isinstance(bucket_cap_mb, Real) or not bucket_cap_mb > 0:
         raise ValueError(f"bucket_cap_mb={bucket_cap_mb!r}: more than 0 MB are needed")
-    trained = [name for name, p in module.named_parameters() if p.requires_grad]
-    if not trained:
-        raise ValueError("module has no parameter that needs a gradient: there is nothing to train")
+    if batch_dim is not None and (not isinstance(batch_dim, Integral) or batch_dim < 0):
+        raise ValueError(f"batch_dim={batch_dim!r}: a dimension, 0 or more, is needed")
+
+
+def _check_module(module, comm):
+    """Raise for what cannot be averaged, in words that name the way out."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, DataParallel):
+            raise TypeError(f"module{name and '.' + name} is a DataParallel: its .module is needed, wrapped once")
+        if getattr(layer, "sparse", None) is True and any(p.requires_grad for p in layer.parameters(recurse=False)):
+            raise ValueError(f"layer {name or 'module'} has sparse=True: dense gradients are needed, use sparse=False")
     for name, p in module.named_parameters():
+        if isinstance(p, UninitializedTensorMixin):
+            raise ValueError(f"parameter {name} has no shape yet: run one batch through the module before wrapping it")
         if p.device.type != comm.device.type:
             raise ValueError(
                 f"parameter {name} is on {p.device}, this rank on {comm.device}: use module.to(comm.device)"
             )
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
+            raise ValueError(f"{name} is an expanded tensor, whose elements share memory: register its .clone()")
+    if not trained(module):
+        raise ValueError("module has no parameter that needs a gradient: there is nothing to train")
 
 
-def _signature(module):
-    shapes = [(name, tuple(p.shape), str(p.dtype), p.requires_grad) for name, p in module.named_parameters()]
-    shapes += [(name, tuple(b.shape), str(b.dtype)) for name, b in module.named_buffers()]
-    numel = sum(p.numel() for p in module.parameters())
-    return f"{len(shapes)} tensors, {numel} numbers, shapes {zlib.crc32(repr(shapes).encode()):08x}"
-
-
-@torch.no_grad()
-def _broadcast(tensors, comm):
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        same = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in same])
-        comm.broadcast(flat)
-        for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
-            tensor.copy_(part.view_as(tensor))
-
-
-def _batch_size(args, kwargs):
-    tensors = [value for value in (*args, *kwargs.values()) if isinstance(value, torch.Tensor) and value.dim()]
-    return len(tensors[0]) if tensors else 1
+def _check_batch_first(module):
+    for name, layer in module.named_modules():
+        if getattr(layer, "batch_first", None) is False:
+            raise ValueError(
+                f"layer {name or 'module'} has batch_first=False: batch_dim=1 is needed if samples lie along "
+                "dimension 1 of the inputs of forward, batch_dim=0 if they lie along dimension 0"
+            )

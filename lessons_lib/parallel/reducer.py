@@ -1,136 +1,211 @@
 """Averages the gradients of a module over ranks while autograd computes them (lesson 12)."""
 
-from functools import partial
+import weakref
 
 import torch
 
-FLAG_DTYPES = (torch.float32, torch.float64)  # these hold counts of samples and ranks exactly
+from .bucket import FLAG_DTYPES, make_buckets
+from .hooks import Hook, remove
+from .replicas import identities, trained
+from .weights import NUM_FLAGS, UNCOUNTED, check_flags, flags_of
 
 
 class Reducer:
-    """Watches the gradients of `parameters` and hands each the average over all ranks when a backward pass ends.
+    """Watches the gradients of parameters and hands each the average over all ranks when a backward pass ends.
+
+    A backward pass is one of autograd's graph tasks: the outermost one that comes to an output of the module. Rank k's
+    gradients count n_k / Σ n_k, where n_k is what the forward passes counted whose outputs the pass came to.
 
     Args:
-        parameters: those that need a gradient, in the order of the module.
         comm: `Communicator`.
         cap_bytes: about how many bytes of gradients travel together; the last parameters' go first.
         overlap: whether buckets are reduced in a thread while the backward pass goes on.
-        weight_by_batch: weight this rank's gradients with `num_samples`, instead of averaging over ranks.
+        weight_by_batch: False: every n_k is 1.
 
     Attributes:
-        is_on: whether the pass under way is to be averaged; otherwise gradients add up on this rank.
-        num_samples: samples that this rank's gradients are a mean over, since the last average.
+        is_synced: whether gradients of forward passes from now on are to be averaged, or add up on this rank.
+        is_released: whether it has let go of its parameters, because another one watches them.
     """
 
-    def __init__(self, parameters, comm, cap_bytes, overlap, weight_by_batch):
-        self.comm, self._overlap, self._weight_by_batch = comm, overlap, weight_by_batch
-        self.is_on, self.num_samples = True, 0
-        self._weight, self._weight_unit = None, 1.0
-        self._make_buckets(parameters, cap_bytes)
-        for bucket in self._buckets:
-            for parameter, _ in bucket.pairs.values():
-                parameter.register_post_accumulate_grad_hook(partial(self._ready, bucket))
+    def __init__(self, comm, cap_bytes, overlap, weight_by_batch):
+        self.comm, self._cap_bytes, self._overlap, self.weight_by_batch = comm, cap_bytes, overlap, weight_by_batch
+        self.is_synced, self.is_released, self._handles = True, False, []
+        self._token, self._unit, self._number = _nothing, comm.world_size, 0
+        self._kept, self._differentiated = [], []
 
-    def _make_buckets(self, parameters, cap_bytes):
-        """Fill buckets from the last parameter to the first; behind the last one lie the flags of what was used."""
-        groups, size_bytes = [], 0
-        for parameter in reversed(parameters):
-            same = groups and groups[-1][0].dtype == parameter.dtype
-            if not same or size_bytes + parameter.nbytes > cap_bytes:
-                groups.append([])
-                size_bytes = 0
-            groups[-1].append(parameter)
-            size_bytes += parameter.nbytes
-        num_flags = len(parameters) + 1
-        if groups[-1][0].dtype not in FLAG_DTYPES:
-            groups.append([])
-        self._buckets = [Bucket(group, self.comm, num_flags if group is groups[-1] else 0) for group in groups]
-        self._flags = self._buckets[-1].flat[-num_flags:]  # which gradients this rank has, and of how many samples
+    def __del__(self):
+        remove(self._handles)
+
+    def watch(self, module):
+        """Make buckets for the parameters of `module` that need a gradient, and hook them. All ranks do so together."""
+        remove(self._handles)
+        parameters, self._identities = trained(module), identities(module)
+        for parameter in parameters:
+            for hook in list((parameter._post_accumulate_grad_hooks or {}).values()):
+                if isinstance(hook, Hook) and isinstance(other := hook.owner(), Reducer):
+                    other.release()
+        self._buckets = make_buckets(parameters, self.comm, self._cap_bytes, len(parameters) + NUM_FLAGS)
         self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs.values()]
-        self._next, self._mine = None, None
+        self._bucket_of = {key: bucket for bucket in self._buckets for key in bucket.pairs}
+        self._flags = self._buckets[-1].flags
+        self._is_exact = all(bucket.flat.dtype in FLAG_DTYPES for bucket in self._buckets)
+        hook = Hook(self, Reducer._ready)
+        self._handles += [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
 
-    def _ready(self, bucket, parameter):
-        """Called by autograd when `parameter.grad` is complete on this rank."""
-        if not self.is_on:
-            return
-        if self._next is None:
+    def trains_all(self, module):
+        """Whether all is watched that needs a gradient now, in the dtype that it has now."""
+        found = identities(module)
+        if found == self._identities or None in found:
+            return True
+        known = {*zip(self._identities[::2], self._identities[1::2], strict=True)}
+        return known.issuperset(zip(found[::2], found[1::2], strict=True))
+
+    def release(self):
+        """Let go of the parameters, for good."""
+        self.is_released = True
+        remove(self._handles)
+
+    # --- what autograd tells -----------------------------------------------------------------------------------------
+
+    def reached(self, forward):
+        """A backward pass has come to an output of `forward`."""
+        if self.is_released:
+            raise RuntimeError("backward() through a DataParallel whose module has been wrapped again: use the new one")
+        if self._token() is None:
             self._begin()
-        if self._overlap:
-            if bucket in self._buckets[: self._next]:
-                raise RuntimeError(
-                    "a gradient has grown after it was averaged, as that of a shared weight does in torch's "
-                    "checkpoint(use_reentrant=True): use use_reentrant=False, or DataParallel(overlap=False)"
-                )
-            bucket.fill(*bucket.pairs[id(parameter)])
-            bucket.missing.pop(id(parameter), None)
-            while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
-                self._reduce_next(async_op=True)
+        if forward not in self._forwards:
+            self._forwards.append(forward)
+
+    def _ready(self, parameter):
+        """The gradient of `parameter` is complete on this rank, or has grown again."""
+        if self._token() is None:
+            self._begin()
+        if not self._arrived:
+            self._first_gradient()
+        self._arrived.append(parameter)
+        if self._overlap and self._forwards and self._is_synced():
+            self._send_early(parameter)
 
     def _begin(self):
-        """The first gradient of a backward pass has come."""
-        self._next = 0
-        weight = self.num_samples / self._weight_unit if self._weight_by_batch else 1 / self.comm.world_size
+        """A backward pass begins: `_finish` is called at its end, unless it fails."""
+        self._forwards, self._arrived, self._next = [], [], None
+        self._is_differentiable = torch.is_grad_enabled()
+        # The engine holds the token, and drops it with a pass that fails: the next one does not go on from there.
+        token = _Token()
+        self._token = weakref.ref(token)
+        torch.autograd.Variable._execution_engine.queue_callback(lambda token=token: self._finish())
+
+    def _first_gradient(self):
+        if self._is_differentiable:
+            raise RuntimeError(
+                "backward(create_graph=True): the average over ranks has no graph, so use "
+                "torch.autograd.grad(..., create_graph=True) and backward() of what is made of that"
+            )
+        self._number += self._is_synced()  # counted now: a pass that fails from here on is missed by the other ranks
+
+    def _is_synced(self):
+        return any(forward.is_synced for forward in self._forwards) if self._forwards else self.is_synced
+
+    def _send_early(self, parameter):
+        """Put a gradient into its bucket, and reduce those buckets that are full."""
+        if self._next is None:
+            self._open((self._kept or [self._forwards[0].counts])[0])
+        bucket = self._bucket_of[id(parameter)]
+        if bucket.missing.pop(id(parameter), None) is None:
+            raise RuntimeError(
+                "a gradient has grown after it was put into its bucket, as that of a shared weight does in torch's "
+                "checkpoint(use_reentrant=True): use use_reentrant=False, or DataParallel(overlap=False)"
+            )
+        bucket.fill(*bucket.pairs[id(parameter)])
+        while self._next < len(self._buckets) - 1 and not self._buckets[self._next].missing:
+            self._reduce_next(async_op=True)
+
+    def _finish(self):
+        """The end of a backward pass that did not fail."""
+        self._token = _nothing
+        if not self._arrived:  # torch.autograd.grad(): nothing is put into any .grad
+            self._differentiated += self._forwards if self._is_differentiable else []
+            return
+        if any(parameter.grad is None for parameter in self._arrived):
+            raise RuntimeError(
+                "a gradient was taken away before it was averaged: step and set .grad to None when backward() has "
+                "returned, not in a hook of the parameter"
+            )
+        # A penalty on gradients that torch.autograd.grad() gave leads past the outputs, back to where they came from.
+        counts = [forward.counts for forward in self._forwards or self._differentiated]
+        self._kept += counts
+        if self._is_synced():
+            counts, self._kept, self._differentiated = self._kept if counts else [], [], []
+            self._average(counts)
+        elif not counts:
+            raise RuntimeError(UNCOUNTED)
+
+    # --- the average -------------------------------------------------------------------------------------------------
+
+    def _average(self, counts):
+        """Put the average over all ranks into every `.grad`, given what each forward pass since the last one counted.
+
+        Without counts this rank has to raise: the others learn it from the flags, so they are sent all the same.
+        """
+        if not self.weight_by_batch:
+            counts = [(1,)]
+        if self._next is None:
+            self._open(counts[0] if counts else (0,))
         for bucket in self._buckets:
-            bucket.missing = bucket.pairs.copy()
-            if weight != self._weight:
-                bucket.weight = torch.tensor(weight, dtype=bucket.weight.dtype)
-        self._weight = weight
-        torch.autograd.Variable._execution_engine.queue_callback(self._finish)
+            for parameter, view in bucket.missing.values():
+                bucket.fill(parameter, view)
+        has_gradient = [parameter.grad is not None for parameter, _ in self._pairs]
+        mine = [*has_gradient, *flags_of(counts, self._number, self._unit)]
+        self._flags.copy_(torch.tensor(mine, dtype=self._flags.dtype))
+        while self._next < len(self._buckets):
+            self._reduce_next(async_op=False)  # nothing is left that it could overlap with
+        for bucket in self._buckets:
+            bucket.settle()
+        flags = self._flags.tolist()
+        num_samples = check_flags(flags[-NUM_FLAGS:], counts, self.comm)
+        if num_samples:
+            self._rescale(num_samples)
+            self._hand_over(flags)
+        else:  # no rank had any: the gradients stay what they were
+            for (parameter, _), gradient in zip(self._pairs, self._before, strict=True):
+                parameter.grad = gradient
+
+    def _open(self, sizes):
+        """The first gradient of this pass is put into its bucket: weigh it by the first forward pass."""
+        self._next, num_samples = 0, sizes[0]
+        if not self._is_exact:  # in half precision, weights above 1 would soon be too large
+            total = torch.tensor([num_samples], dtype=torch.float64)
+            self.comm.all_reduce(total)
+            self._unit = total.item() or self._unit
+        for bucket in self._buckets:
+            bucket.open(num_samples / self._unit)
+        grads = [parameter.grad for parameter, _ in self._pairs] if num_samples == 0 else []
+        self._before = [None if grad is None else grad.clone() for grad in grads]
 
     def _reduce_next(self, async_op):
         bucket = self._buckets[self._next]
-        if self._weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
+        if bucket.weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
             bucket.gradients.zero_()
         bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op)
         self._next += 1
 
-    def _finish(self):
-        """The end of a backward pass: reduce what is left, then hand the averages to the parameters."""
-        for bucket in self._buckets:
-            for parameter, view in bucket.missing.values():
-                bucket.fill(parameter, view)
-        mine = [*(parameter.grad is not None for parameter, _ in self._pairs), self.num_samples]
-        if mine != self._mine:
-            self._mine, self._my_flags = mine, torch.tensor(mine)
-        self._flags.copy_(self._my_flags)
-        while self._next < len(self._buckets):
-            self._reduce_next(async_op=False)  # nothing is left that it could overlap with
-        for bucket in self._buckets:
-            if bucket.work is not None:
-                bucket.work.wait()
-        *ranks_used, num_samples = self._flags.tolist()
-        self._rescale(num_samples)
-        for (parameter, view), used in zip(self._pairs, ranks_used, strict=True):
-            if used:
-                parameter.grad = view
-        self.num_samples, self._next = 0, None
-
     def _rescale(self, num_samples):
         """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
-        if self._weight_by_batch and num_samples:
-            if num_samples != self._weight_unit:
-                for bucket in self._buckets:
-                    bucket.gradients.mul_(self._weight_unit / num_samples)
-            self._weight_unit = num_samples
+        if num_samples != self._unit:
+            for bucket in self._buckets:
+                bucket.gradients.mul_(self._unit / num_samples)
+            self._unit = num_samples
+
+    def _hand_over(self, ranks_used):
+        """Let `.grad` be the average, of those parameters that some rank has used."""
+        for (parameter, view), used in zip(self._pairs, ranks_used, strict=False):
+            if used and parameter.grad is not view:
+                parameter.grad = view
 
 
-class Bucket:
-    """Gradients of several parameters in one flat buffer.
+class _Token:
+    """Stands for a backward pass that is under way."""
 
-    `pairs`: of each parameter, by its id (hashing it costs more), itself and its part of the buffer, in its shape;
-    `missing`: those pairs whose gradient has not come yet in this pass.
-    """
 
-    def __init__(self, parameters, comm, extra):
-        numel = sum(parameter.numel() for parameter in parameters)
-        self.flat = comm.buffer(numel + extra, parameters[0].dtype if parameters else torch.float32)
-        self.gradients = self.flat[:numel]
-        parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
-        self.pairs = {id(p): (p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)}
-        self.missing, self.work = {}, None
-        # Multiplying by a tensor is faster than by a number, most of all by one of the same dtype, if that is exact.
-        self.weight = torch.tensor(0.0, dtype=self.flat.dtype if self.flat.dtype in FLAG_DTYPES else torch.float64)
-
-    def fill(self, parameter, view):
-        """Put this rank's gradient into its place, weighted."""
-        view.zero_() if parameter.grad is None else torch.mul(parameter.grad, self.weight, out=view)
+def _nothing():
+    """What a dead weak reference gives."""

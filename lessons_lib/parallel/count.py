@@ -1,0 +1,140 @@
+"""How many samples a gradient is the mean over: counted in forward passes, bound to their outputs (lesson 12)."""
+
+import inspect
+import math
+import weakref
+from collections.abc import Mapping
+from contextlib import contextmanager
+from numbers import Real
+
+import torch
+from torch.nn.utils.rnn import PackedSequence
+
+from .hooks import Hook, remove
+
+
+class Forward:
+    """One forward pass. The graph of its outputs holds it, and tells `reducer` when a backward pass comes there.
+
+    Attributes:
+        counts: how many samples there were; several numbers if the arguments leave that open.
+        is_synced: whether the gradients are to be averaged.
+    """
+
+    __slots__ = ("_is_known", "_reducer", "counts", "is_synced")
+
+    def __init__(self, reducer, counts, is_known):
+        self._reducer, self.counts, self.is_synced = weakref.ref(reducer), counts, reducer.is_synced
+        self._is_known = is_known
+
+    def bind(self, output):
+        """Hook the nodes of the graph that computed the tensors in `output`. That changes no value and no gradient."""
+        nodes = set()
+        for tensor in tensors_in(output):
+            tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
+            nodes.add(tensor.grad_fn)
+            if tensor._base is not None:  # a view that is changed in place gets another node, its base keeps its own
+                nodes.add(tensor._base.grad_fn)
+        for node in nodes - {None}:
+            node.register_prehook(self)
+
+    def __call__(self, gradients):
+        reducer = self._reducer()
+        if reducer is None:
+            raise RuntimeError(
+                "backward() through the output of a DataParallel that is gone: keep it until backward() has returned"
+            )
+        if not self._is_known:
+            raise RuntimeError(
+                "the parameters of net.module have changed since it was wrapped: call net(...), on all ranks, which "
+                "takes them over"
+            )
+        reducer.reached(self)
+
+
+class SampleCounter:
+    """Watches the forward passes of `module`, also those past the wrapper, and binds their counts to the outputs.
+
+    Args:
+        module: the wrapped module.
+        reducer: who is told of a forward pass when a backward pass comes to its outputs.
+        batch_dim: the dimension that counts samples.
+
+    """
+
+    def __init__(self, module, reducer, batch_dim):
+        self._reducer, self._batch_dim = reducer, batch_dim
+        self._weight, self._is_checked = None, False
+        self._handles = [module.register_forward_hook(Hook(self, SampleCounter._bind), with_kwargs=True)]
+
+    def __del__(self):
+        self.release()
+
+    def release(self):
+        """Let go of the module."""
+        remove(self._handles)
+
+    @contextmanager
+    def given(self, weight):
+        """For a forward pass through the wrapper, which has seen to it that all is averaged; `weight` may be None."""
+        self._weight, self._is_checked = weight, True
+        try:
+            yield
+        finally:
+            self._weight, self._is_checked = None, False
+
+    def _bind(self, module, args, kwargs, output):
+        if torch.is_grad_enabled():
+            is_known = self._is_checked or self._reducer.trains_all(module)
+            Forward(self._reducer, self._count(args, kwargs), is_known).bind(output)
+
+    def _count(self, args, kwargs):
+        if not self._reducer.weight_by_batch:
+            return (1,)
+        if self._weight is not None:
+            return (self._weight,)
+        counts = tuple(dict.fromkeys(batch_sizes((args, kwargs), self._batch_dim)))
+        if not counts:
+            raise ValueError(
+                f"forward was given no tensor with a dimension {self._batch_dim}: how many samples there are is "
+                "needed, as weight=n"
+            )
+        return counts
+
+
+def takes_weight(module):
+    """Whether the module's own forward has an argument `weight`, which is then its own and no count."""
+    return "weight" in inspect.signature(module.forward).parameters
+
+
+def checked_weight(weight):
+    """`weight` as a number."""
+    if isinstance(weight, torch.Tensor) and weight.numel() == 1:
+        weight = weight.item()
+    if isinstance(weight, bool) or not isinstance(weight, Real) or not 0 <= weight < math.inf:
+        raise ValueError(f"weight={weight!r}: a number of samples or tokens, 0 or more, is needed")
+    return weight
+
+
+def batch_sizes(value, batch_dim):
+    """The length along `batch_dim` of every tensor in `value` that has this dimension."""
+    sizes = []
+    for tensor in tensors_in(value):
+        if isinstance(tensor, PackedSequence):
+            sizes.append(int(tensor.batch_sizes[0]))
+        elif tensor.dim() > batch_dim:
+            sizes.append(tensor.shape[batch_dim])
+    return sizes
+
+
+def tensors_in(value, depth=6):
+    """Every tensor and packed sequence in `value`: in containers, data classes and the like, down to `depth`."""
+    if isinstance(value, torch.Tensor | PackedSequence):
+        return [value]
+    if isinstance(value, Mapping):
+        parts = value.values()
+    elif isinstance(value, list | tuple | set | frozenset):
+        parts = value
+    else:  # functions, classes and modules are not data
+        parts = () if callable(value) else getattr(value, "__dict__", {}).values()
+    return [tensor for part in parts for tensor in tensors_in(part, depth - 1)] if depth else []

@@ -1,0 +1,34 @@
+"""Hooks that do not keep their owner alive, and that copies of what they are hooked to do not inherit."""
+
+import weakref
+
+
+class Hook:
+    """Calls `act(owner, ...)` as long as `owner` lives: whoever drops a strategy gets a plain module back."""
+
+    def __init__(self, owner, act):
+        self._owner, self._act = weakref.ref(owner), act
+
+    def __call__(self, *args):
+        owner = self._owner()
+        return None if owner is None else self._act(owner, *args)
+
+    def owner(self):
+        """Whose hook it is, or None if that is gone."""
+        return self._owner()
+
+    def __reduce__(self):
+        return _Inert, ()  # a copy of the module, also one on another rank or in a file, trains on its own
+
+
+class _Inert:
+    """What is left of a `Hook` in a copy."""
+
+    def __call__(self, *args):
+        return None
+
+
+def remove(handles):
+    """Take hooks away, given the list of their handles, and empty it."""
+    while handles:
+        handles.pop().remove()
