@@ -1,4 +1,4 @@
-"""What the README promises: its example trains as it stands, and its links lead somewhere."""
+"""What the README promises: its example trains as it stands, and its links lead somewhere, as do CONTRIBUTING's."""
 
 import os
 import re
@@ -20,6 +20,12 @@ def test_it_lists_the_lessons():
 def test_its_links_lead_somewhere():
     places = [place for place in re.findall(r"\]\(([^)\s]+)\)", README) if "://" not in place]
     assert places and not [place for place in places if not (ROOT / place).exists()]
+
+
+def test_files_that_contributing_names_are_there():
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"\b(?:lessons_lib|tests|\.ci)/[\w/]*\w(?:\.py)?", text)
+    assert len(named) > 10 and not [place for place in named if not (ROOT / place).exists()]
 
 
 @pytest.mark.parametrize(("how", "ranks"), [([], 4), (TORCHRUN, 2)], ids=["python", "torchrun"])
