@@ -1,6 +1,6 @@
 """The library of Gradient to Cluster: real ranks from a notebook cell, collectives as data, and trainers to read."""
 
-from .comm import Communicator
+from .comm import Communicator, Mesh
 from .errors import CollectiveMismatch, InvalidSchedule, RankFailed
 from .launch import Results, connect, launch, warm_up
 from .schedules import Links
@@ -11,6 +11,7 @@ __all__ = [
     "Communicator",
     "InvalidSchedule",
     "Links",
+    "Mesh",
     "RankFailed",
     "Results",
     "connect",

@@ -2,14 +2,17 @@
 
 import time
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 KINDS = ("compute", "send", "recv", "add", "copy", "wait")
 
 
 @dataclass(frozen=True)
 class Span:
-    """Something that took time on one rank. All ranks of one machine read the same monotonic clock, in seconds."""
+    """Something that took time on one rank. All ranks of one machine read the same monotonic clock, in seconds.
+
+    `rank` and `peer` are numbers in the launch, also for what a group did; `group` is its name, or "".
+    """
 
     rank: int
     kind: str
@@ -18,6 +21,7 @@ class Span:
     peer: int | None = None
     size_bytes: int = 0
     label: str = ""
+    group: str = ""
 
 
 @dataclass
@@ -27,9 +31,12 @@ class Trace:
     spans: list = field(default_factory=list)
     source: str = "measured"
 
+    def record(self, span):
+        self.spans.append(span)
+
     def add(self, rank, kind, start_s, peer=None, size_bytes=0, label=""):
         """Record a span that began at `start_s` and ends now."""
-        self.spans.append(Span(rank, kind, start_s, now_s(), peer, size_bytes, label))
+        self.record(Span(rank, kind, start_s, now_s(), peer, size_bytes, label))
 
     @contextmanager
     def span(self, rank, kind, label=""):
@@ -44,19 +51,19 @@ class Trace:
         end_s = now_s()
         leave_s = min(max(ready_s, wait_s), start_s)
         if leave_s > wait_s:
-            self.spans.append(Span(rank, "wait", wait_s, leave_s, part.peer))
+            self.record(Span(rank, "wait", wait_s, leave_s, part.peer))
         if start_s > leave_s:
-            self.spans.append(Span(rank, "recv", leave_s, start_s, part.peer, size_bytes))
-        self.spans.append(Span(rank, part.op, start_s, end_s, part.peer, size_bytes))
-        self.spans.append(Span(part.peer, "send", leave_s, end_s, rank, size_bytes))
+            self.record(Span(rank, "recv", leave_s, start_s, part.peer, size_bytes))
+        self.record(Span(rank, part.op, start_s, end_s, part.peer, size_bytes))
+        self.record(Span(part.peer, "send", leave_s, end_s, rank, size_bytes))
 
     def meeting(self, dst, src, size_bytes, wait_s, ready_s):
         """Record a `send` and its `recv`, which end now: `dst` was there from `wait_s` on, `src` from `ready_s` on."""
         met_s, end_s = max(wait_s, ready_s), now_s()
         for rank, peer, came_s, kind in ((src, dst, ready_s, "send"), (dst, src, wait_s, "recv")):
             if met_s > came_s:
-                self.spans.append(Span(rank, "wait", came_s, met_s, peer))
-            self.spans.append(Span(rank, kind, met_s, end_s, peer, size_bytes))
+                self.record(Span(rank, "wait", came_s, met_s, peer))
+            self.record(Span(rank, kind, met_s, end_s, peer, size_bytes))
 
     @classmethod
     def merged(cls, traces):
@@ -64,8 +71,28 @@ class Trace:
         traces = [trace for trace in traces if trace is not None]
         spans = sorted((span for trace in traces for span in trace.spans), key=lambda s: (s.start_s, s.rank))
         zero = spans[0].start_s if spans else 0.0
-        moved = [Span(s.rank, s.kind, s.start_s - zero, s.end_s - zero, s.peer, s.size_bytes, s.label) for s in spans]
+        moved = [replace(span, start_s=span.start_s - zero, end_s=span.end_s - zero) for span in spans]
         return cls(moved, traces[0].source if traces else "measured")
+
+
+class GroupTrace(Trace):
+    """The spans of one rank in a group, which count in the trace `parent` as well.
+
+    `ranks[r]` is the number in the launch of the group's rank r, and `name` the name of the group.
+    """
+
+    def __init__(self, parent, name, ranks):
+        super().__init__(source=parent.source)
+        self._parent, self._name, self._ranks = parent, name, ranks
+
+    def record(self, span):
+        peer = span.peer if span.peer is None else self._ranks[span.peer]
+        self._keep(replace(span, rank=self._ranks[span.rank], peer=peer, group=self._name))
+
+    def _keep(self, span):
+        self.spans.append(span)
+        keep = self._parent._keep if isinstance(self._parent, GroupTrace) else self._parent.record
+        keep(span)
 
 
 def now_s():
@@ -75,7 +102,10 @@ def now_s():
 
 @dataclass
 class Ledger:
-    """What a rank has really moved: payload bytes and messages, rounds of schedules, and calls by name."""
+    """What a rank has really moved: payload bytes and messages, rounds of schedules, and calls by name.
+
+    What a group moves counts here too, and alone in `groups`, a `Ledger` for each name of a group.
+    """
 
     messages_sent: int = 0
     messages_received: int = 0
@@ -83,14 +113,33 @@ class Ledger:
     bytes_received: int = 0
     rounds: int = 0
     calls: dict = field(default_factory=dict)
+    groups: dict = field(default_factory=dict)
+    _parent: "Ledger | None" = field(default=None, repr=False, compare=False)
 
     def sent(self, size_bytes, num_messages=1):
-        self.messages_sent += num_messages
-        self.bytes_sent += size_bytes
+        for ledger in self._and_above():
+            ledger.messages_sent += num_messages
+            ledger.bytes_sent += size_bytes
 
     def received(self, size_bytes, num_messages=1):
-        self.messages_received += num_messages
-        self.bytes_received += size_bytes
+        for ledger in self._and_above():
+            ledger.messages_received += num_messages
+            ledger.bytes_received += size_bytes
+
+    def ended(self, num_rounds):
+        for ledger in self._and_above():
+            ledger.rounds += num_rounds
 
     def call(self, name):
-        self.calls[name] = self.calls.get(name, 0) + 1
+        for ledger in self._and_above():
+            ledger.calls[name] = ledger.calls.get(name, 0) + 1
+
+    def group(self, name):
+        """The ledger of the groups of that name."""
+        return self.groups.setdefault(name, Ledger(_parent=self))
+
+    def _and_above(self):
+        ledger = self
+        while ledger is not None:
+            yield ledger
+            ledger = ledger._parent

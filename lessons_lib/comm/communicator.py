@@ -1,6 +1,7 @@
 """What a rank holds: who it is, and the operations it shares with the others."""
 
 from contextlib import nullcontext
+from weakref import WeakSet
 
 import torch
 
@@ -16,9 +17,10 @@ from .check import check_buffer, check_op, check_peer, check_tensor
 from .deliver import Deliveries
 from .dense import copy_back, dense
 from .execute import run
+from .groups import Groups
 
 
-class Communicator(Deliveries):
+class Communicator(Deliveries, Groups):
     """The operations of `torch.distributed` among the ranks of one launch. `launch` and `connect` make one.
 
     Args:
@@ -30,6 +32,8 @@ class Communicator(Deliveries):
 
     Attributes:
         rank, world_size, device: this rank's number, how many there are, and its device.
+        ranks: the numbers in the launch of all ranks of this group, in order; of a launch, 0 to world_size - 1.
+        name: of a group; "" for a launch.
         ledger: `Ledger` of what this rank has moved.
         trace: `Trace` of what it did, or None.
     """
@@ -42,12 +46,15 @@ class Communicator(Deliveries):
             check_schedule(algorithm, transport.world_size)
         self.transport, self.algorithm, self.device = transport, algorithm, torch.device(device)
         self.rank, self.world_size = transport.rank, transport.world_size
+        self.ranks, self.name = list(range(self.world_size)), ""
         self.ledger = Ledger()
         self.trace = transport.trace = Trace(source=transport.source) if trace else None
         self._plans, self._background = Plans(self.rank, self.world_size), Background()
+        self._groups = WeakSet()  # a group that nobody holds is let go
 
     def __repr__(self):
-        return f"Communicator(rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
+        name = f"{self.name!r}, " if self.name else ""
+        return f"Communicator({name}rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"
 
     def __reduce__(self):
         raise TypeError("a Communicator belongs to its own rank and cannot be sent to another process or returned")
@@ -158,12 +165,11 @@ class Communicator(Deliveries):
         return self.trace.span(self.rank, "compute", label) if self.trace is not None else nullcontext()
 
     def close(self):
-        """Wait for the others to end too, then let go of memory and sockets. `launch` calls it."""
+        """Wait for the others to end too, then let go of memory and sockets, also of groups. `launch` calls it."""
         if not self._background.is_closed:
-            self._background.settle()
-            self._background.alone(self.transport.agree, "return from the function")
-            self._background.close()
-            self.transport.close()
+            self._settle_all()
+            self._background.alone(self.transport.agree, "close()" if self.name else "return from the function")
+            self._release()
 
     def __enter__(self):
         return self

@@ -121,16 +121,8 @@ class Deliveries:
         """With `row[d]` elements for rank d, and `column[s]` from rank s."""
         name = Call("all_to_all", None, str(input.dtype).removeprefix("torch."), "uneven")
         table = self._tell(name, row + column)
-        size, sizes = self.world_size, [number for numbers in table for number in numbers[: self.world_size]]
-        for src, dst in ((s, d) for s in range(size) for d in range(size)):
-            given, taken = table[src][dst], table[dst][size + src]
-            if given != taken:
-                raise CollectiveMismatch(
-                    {
-                        src: f"all_to_all with {given} elements for rank {dst}",
-                        dst: f"all_to_all with {taken} elements from rank {src}",
-                    }
-                )
+        self._background.alone(_compare, table)
+        sizes = [number for numbers in table for number in numbers[: self.world_size]]
         self._deliver(name, all_to_all, output, input, sizes)
 
     def _tell(self, call, numbers):
@@ -173,6 +165,16 @@ def _elements(tensor, split_sizes, world_size):
     """How many elements the rows of each rank have."""
     split_sizes = split_sizes or [len(tensor) // world_size] * world_size
     return [rows * tensor[:1].numel() for rows in split_sizes]
+
+
+def _compare(table):
+    """Raise unless every rank gives what its peer takes; table[r]: what r gives to each, then what it takes."""
+    size = len(table)
+    for src, dst in ((src, dst) for src in range(size) for dst in range(size)):
+        given, taken = table[src][dst], table[dst][size + src]
+        if given != taken:
+            calls = [(src, f"{given} elements for rank {dst}"), (dst, f"{taken} elements from rank {src}")]
+            raise CollectiveMismatch({rank: f"all_to_all with {call}" for rank, call in calls})
 
 
 def _joined(tensors, like):

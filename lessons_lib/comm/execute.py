@@ -44,4 +44,4 @@ def run(call, plan, flat, transport, ledger, op="sum", source=None):
             ledger.received(part.numel * itemsize, num_messages)
         window.finish(step)
     window.close()
-    ledger.rounds += plan.num_rounds
+    ledger.ended(plan.num_rounds)

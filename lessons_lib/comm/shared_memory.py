@@ -13,7 +13,7 @@ from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
 from .call import Call
 from .check import check_memory
 from .shared_window import DeliveryWindow, SharedWindow
-from .transport import Transport
+from .transport import GroupWire, Transport
 
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
 POSTED, WRITTEN, READ, STAMP = range(4)
@@ -156,6 +156,21 @@ class SharedMemoryTransport(Transport):
                 self._scratch.own.end()
             self._scratch = SharedBuffer(self, max(1 << 16, 1 << (size_bytes - 1).bit_length()), torch.uint8)
         return [view[:size_bytes].view(dtype) for view in self._scratch.views]
+
+    def make_group(self, members):
+        is_first = bool(members) and members[0] == self.rank
+        own = Block(board_bytes(len(members))) if is_first else None
+        names = self.agree("making groups", own.name if own else "")
+        made = None
+        if members:
+            made = SharedMemoryTransport(
+                members.index(self.rank), len(members), names[members[0]], self.board.timeout_s
+            )
+            made.wire = GroupWire(self.wire, members) if self.wire else None
+        self.agree("groups are made")
+        if own:
+            own.end()
+        return made
 
     def close(self):
         for shared in [*self._buffers, *([self._scratch] if self._scratch else [])]:

@@ -11,8 +11,9 @@ import torch.distributed as dist
 from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
 from .call import Call
+from .torch_group import new_group
 from .torch_window import TorchWindow
-from .transport import Transport
+from .transport import GroupWire, Transport
 
 ReduceOp = dist.ReduceOp
 TORCH_OPS = {
@@ -38,7 +39,7 @@ class TorchTransport(Transport):
         has_cpu = "cpu:" in dist.get_backend_config(group)
         self._header_device = "cpu" if has_cpu else torch.accelerator.current_accelerator()
         self.set_timeout(timeout_s)
-        self._doing, self._scratch = "its own code", {}
+        self._doing, self._scratch, self._groups = "its own code", {}, []
 
     def set_timeout(self, timeout_s):
         self._timeout = timedelta(seconds=timeout_s)
@@ -161,9 +162,22 @@ class TorchTransport(Transport):
         self.wait(collective(*args, self.group, async_op=True), None)
         self.idle()
 
+    def make_group(self, members):
+        self.agree("making groups")
+        if not members:
+            return None
+        ranks = [self.global_rank(rank) for rank in members]
+        made = TorchTransport(self._timeout.total_seconds(), None, new_group(ranks, self._timeout), own_group=True)
+        made.wire = GroupWire(self.wire, members) if self.wire else None
+        self._groups.append(made)
+        return made
+
     def close(self):
+        for group in self._groups:
+            group.close()
         if self._own_group:
-            dist.destroy_process_group()
+            dist.destroy_process_group(self.group)
+        self._own_group, self._groups = False, []
 
 
 class Greeting:

@@ -75,6 +75,17 @@ class Transport:
         """
         raise NotImplementedError
 
+    def make_group(self, members):
+        """Make the transports of groups. All ranks call it together.
+
+        Args:
+            members: the ranks of this rank's group, in the order of the group; None for a rank in no group.
+
+        Returns:
+            The transport of the group, or None.
+        """
+        raise NotImplementedError
+
     def close(self):
         """Let go of memory and sockets."""
 
@@ -96,3 +107,14 @@ class EmulatedWire:
         arrive_s = self._in_free_s = max(arrive_s, self._in_free_s + size_bytes / bandwidth_Bps)
         if (pause_s := arrive_s - now_s()) > 0:
             time.sleep(pause_s)
+
+
+class GroupWire:
+    """The emulated wire of a group: the same links of the same rank, under the group's numbers."""
+
+    def __init__(self, wire, members):
+        self._wire, self._members = wire, members
+
+    def hold(self, src, *message):
+        """As `EmulatedWire.hold`; `src` is a rank of the group."""
+        self._wire.hold(self._members[src], *message)

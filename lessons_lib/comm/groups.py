@@ -1,0 +1,92 @@
+"""Groups: some ranks of a communicator, as a communicator of their own."""
+
+from numbers import Integral
+
+from ..errors import CollectiveMismatch, RankFailed, check_whole
+from ..schedules.schedule import Schedule
+from ..trace import GroupTrace
+from .background import Background
+
+
+class Groups:
+    """The part of a `Communicator` that makes groups."""
+
+    def split(self, color, key=None, name=None):
+        """Part the ranks into groups, as MPI does. All ranks call it together.
+
+        Args:
+            color: a whole number of at least 0. Ranks of the same color are in one group; None: this rank is in none.
+            key: a whole number; ranks of a group are numbered by it, and by their rank here where keys are equal.
+            name: under which what the group does counts in `ledger.groups` and in the trace; by default the color.
+
+        Returns:
+            The `Communicator` of this rank's group, or None. It is let go with the last reference to it, by `close()`,
+            or with this communicator. With an own `Schedule` as algorithm, which is made for all ranks, a group
+            takes "auto".
+
+        Raises:
+            ValueError: a color, key or name of another kind.
+        """
+        _check(color, key, name)
+        self._background.settle()
+        self.ledger.call("split")
+        in_none, key = color is None, self.rank if key is None else int(key)
+        table = self._tell("split", [in_none, 0 if in_none else int(color), key])
+        mates = sorted((k, rank) for rank, (none, c, k) in enumerate(table) if not (none or in_none) and c == color)
+        members = [rank for _, rank in mates]
+        transport = self._background.alone(self.transport.make_group, members)
+        return self._group(transport, members, name or f"group {color}") if members else None
+
+    def _group(self, transport, members, name):
+        algorithm = "auto" if isinstance(self.algorithm, Schedule) else self.algorithm
+        group = type(self)(transport, algorithm, self.device)
+        group.ranks, group.name = [self.ranks[rank] for rank in members], name
+        group._background = GroupBackground(group.ranks, name)
+        group.ledger = self.ledger.group(name)
+        if self.trace is not None:
+            group.trace = transport.trace = GroupTrace(self.trace, name, group.ranks)
+        self._groups.add(group)
+        return group
+
+    def _settle_all(self):
+        """Wait for what is pending here and in all groups below."""
+        self._background.settle()
+        for group in list(self._groups):
+            if not group._background.is_closed:
+                group._settle_all()
+
+    def _release(self):
+        """Let go of memory and sockets, of groups first. All ranks are done with them."""
+        for group in list(self._groups):
+            if not group._background.is_closed:
+                group._release()
+        self._background.close()
+        self.transport.close()
+
+
+class GroupBackground(Background):
+    """Operations of a group. Their errors name ranks as the launch does, and say who they are in the group."""
+
+    def __init__(self, ranks, name):
+        super().__init__()
+        self._ranks, self._name = ranks, name
+
+    def alone(self, operation, *args):
+        try:
+            return super().alone(operation, *args)
+        except CollectiveMismatch as error:
+            calls = {self._ranks[r]: f"{call} as rank {r} of {self._name!r}" for r, call in error.calls.items()}
+            raise CollectiveMismatch(calls) from error
+        except RankFailed as error:
+            rank = error.rank if error.rank is None else self._ranks[error.rank]
+            who = ", ".join(map(str, self._ranks))
+            raise RankFailed(rank, f"{error.reason}, all in {self._name!r}: ranks {who} of the launch") from error
+
+
+def _check(color, key, name):
+    if color is not None:
+        check_whole("color", color, 0)
+    if key is not None and (not isinstance(key, Integral) or isinstance(key, bool)):
+        raise ValueError(f"key={key!r}: a whole number is needed")
+    if name is not None and (not isinstance(name, str) or not name):
+        raise ValueError(f"name={name!r}: a text is needed")
