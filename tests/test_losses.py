@@ -74,10 +74,89 @@ def test_sigmoid_and_softmax_and_log_sum_exp_at_extremes():
         assert_same(losses.log_sum_exp, torch.logsumexp, table, dim=dim)
         assert_same(losses.log_sum_exp, torch.logsumexp, table, dim=dim, keepdim=True)
         torch.testing.assert_close(losses.softmax(table, dim), torch.softmax(table, dim), rtol=1e-12, atol=0)
-    inf = math.inf
-    assert losses.log_sum_exp(torch.tensor([-inf, -inf])).item() == -inf
-    assert losses.log_sum_exp(torch.tensor([-inf, 2.0])).item() == 2
-    assert losses.log_sum_exp(torch.tensor([inf, 2.0])).item() == inf
+
+
+INF, NAN = math.inf, math.nan
+
+
+@pytest.mark.parametrize(
+    ("x", "right", "gradient"),
+    [
+        ([-INF, -INF], -INF, None),
+        ([-INF, 2.0], 2.0, [0.0, 1.0]),
+        ([INF, 2.0], INF, None),
+        ([INF, INF], INF, None),
+        ([INF, -INF], INF, None),
+        ([NAN, 1.0], NAN, None),
+        ([NAN, INF], NAN, None),
+        ([1e308, 1e308], 1e308 + math.log(2), [0.5, 0.5]),
+        ([-1e308, -1e308], -1e308, [0.5, 0.5]),
+        ([1e308, -1e308], 1e308, [1.0, 0.0]),
+        ([700.0, 710.0], 710 + math.log1p(math.exp(-10)), None),
+        ([0.0, -800.0], 0.0, [1.0, 0.0]),
+        ([3.0], 3.0, [1.0]),
+    ],
+)
+def test_log_sum_exp_is_exact_at_extremes_whatever_torch_does(x, right, gradient):
+    value, found = value_and_gradient(losses.log_sum_exp, torch.tensor(x, dtype=torch.float64))
+    assert value.item() == pytest.approx(right, rel=1e-15, nan_ok=True)
+    assert gradient is None or found.tolist() == gradient
+    table = torch.tensor([x, [0.0] * len(x)], dtype=torch.float64)
+    rows = losses.log_sum_exp(table, dim=1)
+    assert rows[0].item() == pytest.approx(right, rel=1e-15, nan_ok=True), "a row does not touch its neighbour"
+    assert rows[1].item() == pytest.approx(math.log(len(x)), abs=1e-15)
+
+
+@pytest.mark.parametrize(
+    ("x", "right"),
+    [
+        ([-INF, 2.0], [0.0, 1.0]),
+        ([1e308, 1e308], [0.5, 0.5]),
+        ([-1e308, 1e308], [0.0, 1.0]),
+        ([-INF, -INF], [NAN, NAN]),
+        ([INF, 2.0], [NAN, NAN]),
+        ([NAN, 2.0], [NAN, NAN]),
+    ],
+)
+def test_softmax_at_extremes(x, right):
+    assert losses.softmax(torch.tensor(x, dtype=torch.float64)).tolist() == pytest.approx(right, nan_ok=True)
+
+
+def test_sigmoid_at_extremes():
+    x = torch.tensor([-INF, -1e308, -800.0, 0.0, 800.0, 1e308, INF, NAN], dtype=torch.float64)
+    value, gradient = value_and_gradient(losses.sigmoid, x)
+    assert value.tolist() == pytest.approx([0, 0, 0, 0.5, 1, 1, 1, NAN], nan_ok=True, abs=1e-300)
+    assert gradient[:-1].tolist() == pytest.approx([0, 0, 0, 0.25, 0, 0, 0], abs=1e-300)
+
+
+@pytest.mark.parametrize(
+    ("x", "y", "right", "gradient"),
+    [
+        (INF, 1.0, 0.0, 0.0),
+        (-INF, 0.0, 0.0, 0.0),
+        (INF, 0.0, INF, 1.0),
+        (-INF, 1.0, INF, -1.0),
+        (1e308, 0.0, 1e308, 1.0),
+        (1e308, 1.0, 0.0, 0.0),
+        (-1e308, 1.0, 1e308, -1.0),
+        (NAN, 1.0, NAN, None),
+    ],
+)
+def test_a_sure_logit_costs_nothing_or_all(x, y, right, gradient):
+    found = value_and_gradient(losses.bce_with_logits, *torch.tensor([[x], [y]], dtype=torch.float64))
+    assert found[0].item() == pytest.approx(right, nan_ok=True)
+    assert gradient is None or found[1].item() == gradient
+
+
+def test_a_class_that_is_ruled_out_costs_nothing_unless_it_is_the_answer():
+    x = torch.tensor([[-INF, 0.0, 0.0], [0.0, -INF, 1.0]]).double()
+    value, gradient = value_and_gradient(losses.cross_entropy, x, torch.tensor([1, 1]), reduction="none")
+    assert value.tolist() == pytest.approx([math.log(2), INF])
+    assert gradient[0].tolist() == pytest.approx([0, -0.5, 0.5])
+    soft = torch.tensor([[0.0, 0.5, 0.5], [0.0, 0.0, 1.0]]).double()
+    value, gradient = value_and_gradient(losses.cross_entropy, x, soft, reduction="none")
+    assert value.tolist() == pytest.approx([math.log(2), math.log1p(math.exp(-1))])
+    assert gradient.isfinite().all() and gradient[0].tolist() == pytest.approx([0, 0, 0])
 
 
 def test_bce_at_0_and_1_is_torchs_value_with_a_finite_gradient():
@@ -113,17 +192,33 @@ def test_dtype_is_kept_and_an_empty_batch_is_nan_as_in_torch():
 @pytest.mark.parametrize(
     "loss, arguments, words",
     [
-        (losses.mse, (torch.ones(3, 1), torch.ones(3)), r"same shape, not \(3, 1\) and \(3,\)"),
-        (losses.bce_with_logits, (torch.ones(2), torch.ones(3)), "logits and target must have the same shape"),
-        (losses.mse, (torch.ones(3), torch.ones(3), "average"), "reduction must be .* not 'average'"),
-        (losses.bce, (torch.tensor([1.5]), torch.ones(1)), "probability must lie in 0..1, not 1.5..1.5"),
+        (
+            losses.mse,
+            (torch.ones(3, 1), torch.ones(3)),
+            r"of shape \(3, 1\) and target of shape \(3,\): the same shape is",
+        ),
+        (losses.bce_with_logits, (torch.ones(2), torch.ones(3)), r"logits of shape \(2,\) and target of shape \(3,\)"),
+        (losses.mse, (torch.ones(3), torch.ones(3), "average"), "reduction='average': .*mean.* is needed"),
+        (
+            losses.bce,
+            (torch.tensor([1.5]), torch.ones(1)),
+            r"probability in 1\.5\.\.1\.5: numbers in 0\.\.1 are needed",
+        ),
         (losses.bce, (torch.tensor([math.nan]), torch.ones(1)), "probability"),
-        (losses.bce_with_logits, (torch.ones(1), torch.tensor([2.0])), "target must lie in 0..1"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, 3])), "target must lie in 0..2, not 0..3"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, -1])), "not -1..0"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([[0], [1]])), r"int64 of shape \(2, 1\)"),
-        (losses.cross_entropy, (torch.ones(2, 3), torch.ones(2)), r"of shape \(2,\), or prob.* not torch.float32"),
-        (losses.cross_entropy, (torch.tensor(1.0), torch.tensor(0)), "target must be class numbers"),
+        (losses.bce_with_logits, (torch.ones(1), torch.tensor([2.0])), r"target in 2\.0\.\.2\.0: numbers in 0\.\.1"),
+        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, 3])), r"target in 0\.\.3: numbers in 0\.\.2"),
+        (losses.cross_entropy, (torch.ones(2, 3), torch.tensor([0, -1])), r"target in -1\.\.0"),
+        (
+            losses.cross_entropy,
+            (torch.ones(2, 3), torch.tensor([[0], [1]])),
+            r"int64 and shape \(2, 1\): class numbers",
+        ),
+        (
+            losses.cross_entropy,
+            (torch.ones(2, 3), torch.ones(2)),
+            r"float32 and shape \(2,\): .* of shape \(2,\), or prob",
+        ),
+        (losses.cross_entropy, (torch.tensor(1.0), torch.tensor(0)), "class numbers"),
     ],
 )
 def test_bad_input_is_named(loss, arguments, words):
@@ -131,8 +226,36 @@ def test_bad_input_is_named(loss, arguments, words):
         loss(*arguments)
 
 
-def test_what_is_no_tensor_is_named():
-    with pytest.raises(TypeError, match="target must be a tensor, not list"):
-        losses.mse(torch.ones(1), [1.0])
-    with pytest.raises(TypeError, match="logits must be a tensor, not float"):
-        losses.cross_entropy(1.0, torch.tensor(0))
+@pytest.mark.parametrize(
+    ("call", "words"),
+    [
+        (lambda: losses.mse(torch.ones(1), [1.0]), r"target is a list: a torch\.Tensor is needed"),
+        (lambda: losses.cross_entropy(1.0, torch.tensor(0)), r"logits is a float: a torch\.Tensor is needed"),
+        (lambda: losses.cross_entropy((torch.ones(2, 2),), torch.zeros(2)), "logits is a tuple"),
+        (lambda: losses.cross_entropy(torch.ones(2, 2), [0, 1]), "target is a list"),
+        (
+            lambda: losses.cross_entropy(torch.ones(2, 2).long(), torch.zeros(2).long()),
+            r"logits is a tensor of torch\.int",
+        ),
+        (lambda: losses.log_sum_exp("x"), "x is a str"),
+        (lambda: losses.log_sum_exp(torch.ones(2).long()), r"x is a tensor of torch\.int64: one of floats is needed"),
+        (lambda: losses.softmax([1.0]), "x is a list"),
+        (lambda: losses.softmax(torch.ones(2).cfloat()), r"x is a tensor of torch\.complex64"),
+        (lambda: losses.sigmoid(2), "x is a int"),
+        (lambda: losses.mse(torch.ones(2).int(), torch.ones(2).int()), r"prediction is a tensor of torch\.int32"),
+        (lambda: losses.mse(torch.ones(2).bool(), torch.ones(2)), r"prediction is a tensor of torch\.bool"),
+        (lambda: losses.half_sum_mse(torch.ones(2), torch.ones(2).cfloat()), "target is a tensor of torch.complex64"),
+        (lambda: losses.bce(None, torch.ones(2)), "probability is a NoneType"),
+        (lambda: losses.bce_with_logits(torch.ones(2).long(), torch.ones(2)), "logits is a tensor"),
+    ],
+)
+def test_what_is_no_tensor_of_floats_is_named(call, words):
+    with pytest.raises(TypeError, match=words):
+        call()
+
+
+def test_whole_numbers_are_targets_too():
+    x = torch.tensor([0.5, 2.0], dtype=torch.float64)
+    for y in (torch.tensor([0, 1]), torch.tensor([0, 1], dtype=torch.int32), torch.tensor([False, True])):
+        assert losses.mse(x, y.long()) == functional.mse_loss(x, y.double())
+        assert losses.bce_with_logits(x, y.long()) == losses.bce_with_logits(x, y.double())
