@@ -6,6 +6,8 @@ import signal
 def pytest_addoption(parser):
     group = parser.getgroup("gradient-to-cluster")
     group.addoption("--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium")
+    group.addoption("--locked", action="store_true", help="fail, do not skip, beside other versions than the lock's")
+    group.addoption("--two-machines", action="store_true", help="fail, do not skip, without network namespaces")
     group.addoption("--fresh-environment", action="store_true", help="install binder/ into a new environment (minutes)")
 
 
