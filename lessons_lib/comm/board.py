@@ -13,6 +13,7 @@ LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
 ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, ASLEEP, STAMPS = range(9)
 NUM_STAMPS = 48  # times of the last steps; they end below TEXT_AT[0] // 8. Only emulated links look back, a few steps
 SPINS = 200  # about 10 µs: a rank that is only a little behind comes in less, and giving the core away costs as much
+NAP_S = 1e-3  # so long at most a rank sleeps that nobody will wake
 LOOK_S = 0.1  # so often a rank that waits looks whether the ranks wait for each other
 IDLE, SEND, RECV, COLLECTIVE = range(4)
 
@@ -33,6 +34,7 @@ class Board:
         self.ints = self._bytes.cast("B").cast("q")
         self.fence, self._bell = Fence(), Bell(self.block.view)
         self._line, self._num_calls, self.steps = self._at(rank, 0), 0, 0
+        self.meanwhile = None  # what else goes on while this rank waits
         self._others_asleep = [self._at(other, ASLEEP) for other in range(world_size) if other != rank]
 
     @staticmethod
@@ -66,9 +68,12 @@ class Board:
             if ints[index] >= value:
                 return
         start_s = looked_s = now_s()
-        ints[self._line + VALUE], ints[self._line + INDEX] = value, index
+        # A rank whose messages go on meanwhile is no part of a deadlock: what others wait for may be among them.
+        ints[self._line + VALUE], ints[self._line + INDEX] = (-1 if self.meanwhile else value), index
         while ints[index] < value:
             waited_s = now_s() - start_s
+            if self.meanwhile:
+                self.meanwhile()
             self._give_way(index, value, waited_s)
             if now_s() - looked_s > LOOK_S:
                 self._find_deadlock()
@@ -85,13 +90,27 @@ class Board:
         if not self._bell.works:
             yield_core()
             if waited_s > 1e-3:
-                time.sleep(min(waited_s / 20, 1e-3))
+                time.sleep(min(waited_s / 20, NAP_S))
             return
         self.ints[self._line + ASLEEP] = 1
         self.fence()  # whoever writes from here on sees that this rank sleeps, or this rank sees what was written
         if (seen := self.ints[index]) < value:
-            self._bell.sleep(index, seen, LOOK_S)
+            self._bell.sleep(index, seen, NAP_S if self.meanwhile else LOOK_S)
         self.ints[self._line + ASLEEP] = 0
+
+    def wait_until(self, condition, what):
+        """Wait until `condition()` is not None, and return it. `what` is awaited of any rank, in words."""
+        start_s = now_s()
+        while (found := condition()) is None:
+            yield_core()
+            if (waited_s := now_s() - start_s) > NAP_S:
+                time.sleep(min(waited_s / 20, NAP_S))
+            if waited_s > self.timeout_s:
+                reason = (
+                    f"no rank did so within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting for {what}"
+                )
+                raise RankFailed(None, f"{reason} in {self.doing(self.rank)}")
+        return found
 
     def tell(self, index, value):
         """Write `value` at `index`, after all that was written before, and wake those who wait for it."""
@@ -120,6 +139,11 @@ class Board:
             return "its own code"
         slot = self.ints[self._at(rank, ENTERED)] % 2 if kind == COLLECTIVE else MESSAGE_TEXT
         return self.read(rank, slot).partition("\n")[0]
+
+    def is_ahead(self, rank):
+        """Whether `rank` waits in a collective that this rank has not come to, and has no messages under way."""
+        kind, entered, value = (self.ints[self._at(rank, number)] for number in (DOING, ENTERED, VALUE))
+        return kind == COLLECTIVE and entered > self._num_calls and value >= 0
 
     def _find_deadlock(self):
         """Follow who waits for whom; a circle that stays is a deadlock, and each rank in it says what it called."""
@@ -175,6 +199,7 @@ class Board:
         self._num_calls += 1
         slot = self._num_calls % 2
         self._write(slot, f"{call}\n{note}")
+        self.ints[self._line + VALUE] = -1  # it waits for nothing yet
         self.tell(self._line + ENTERED, self._num_calls)
         self.set_doing(COLLECTIVE)
         notes, mine = [], self._raw(self.rank, slot)

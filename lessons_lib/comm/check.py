@@ -13,7 +13,15 @@ from .execute import REDUCE
 OPS = ("sum", "mean", "product", "max", "min")
 LITTLE_BYTES = 10_000_000  # for so few it is not worth a look at what is left
 # Those whose tensors are left as they are.
-READ_ONLY = ("send", "gather", "reduce_scatter", "all_gather: input", "all_to_all: input", "scatter: scatter_list")
+READ_ONLY = (
+    "send",
+    "isend",
+    "gather",
+    "reduce_scatter",
+    "all_gather: input",
+    "all_to_all: input",
+    "scatter: scatter_list",
+)
 
 
 def check_tensor(name, tensor):
@@ -29,8 +37,13 @@ def check_tensor(name, tensor):
 def check_peer(name, argument, peer, rank, world_size):
     if not isinstance(peer, Integral) or not 0 <= peer < world_size:
         raise ValueError(f"{name}: {argument}={peer!r}: a rank from 0 to {world_size - 1} is accepted")
-    if peer == rank and name in ("send", "recv"):
+    if peer == rank and name in ("send", "recv", "isend", "irecv"):
         raise ValueError(f"{name}: {argument}={peer} is this rank itself: another rank is needed")
+
+
+def check_others(name, world_size):
+    if world_size == 1:
+        raise ValueError(f"{name}: src=None: more ranks than this one are needed")
 
 
 def check_op(op, tensor):

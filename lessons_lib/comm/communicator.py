@@ -13,14 +13,15 @@ from ..schedules.verify import check_schedule
 from ..trace import Ledger, Trace, now_s
 from .background import Background
 from .call import Call, brief
-from .check import check_buffer, check_op, check_peer, check_tensor
+from .check import check_buffer, check_op, check_others, check_peer, check_tensor
 from .deliver import Deliveries
 from .dense import copy_back, dense
 from .execute import run
 from .groups import Groups
+from .messages import Messages
 
 
-class Communicator(Deliveries, Groups):
+class Communicator(Messages, Deliveries, Groups):
     """The operations of `torch.distributed` among the ranks of one launch. `launch` and `connect` make one.
 
     Args:
@@ -72,15 +73,27 @@ class Communicator(Deliveries, Groups):
         self._meet(self.transport.send, dense(tensor), dst)
         self.ledger.sent(tensor.nbytes)
 
-    def recv(self, tensor, src):
-        """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does."""
-        self._check("recv", tensor, src=src)
+    def recv(self, tensor, src=None):
+        """Fill `tensor` with what rank `src` sends: the same shape and dtype. Raises as `send` does.
+
+        Args:
+            tensor: of the shape and dtype that was sent, changed in place.
+            src: the rank that sends, or None: whoever comes first.
+
+        Returns:
+            The rank that has sent it.
+        """
+        self._check("recv", tensor, **({} if src is None else {"src": src}))
         target = dense(tensor)
+        if src is None:
+            check_others("recv", self.world_size)
+            src = self._background.alone(self.transport.first_sender, target)
         wait_s, ready_s = self._meet(self.transport.recv, target, src)
         if self.trace is not None:
             self.trace.meeting(self.rank, src, tensor.nbytes, wait_s, ready_s)
         copy_back(tensor, target)
         self.ledger.received(tensor.nbytes)
+        return src
 
     def _meet(self, send_or_recv, tensor, peer):
         """When this rank came, and when the other one had; a wait in vain is recorded, for timelines of deadlocks."""

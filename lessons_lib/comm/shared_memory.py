@@ -6,28 +6,18 @@ has ended; which of these counts a rank waits for follows from the schedule (see
 
 import torch
 
-from ..errors import CollectiveMismatch
-from ..trace import now_s
 from .block import Block
-from .board import IDLE, MESSAGE_TEXT, RECV, SEND, Board
+from .board import IDLE, Board
 from .call import Call
 from .check import check_memory
+from .mail import Mail, boxes_bytes
 from .shared_window import DeliveryWindow, SharedWindow
 from .transport import GroupWire, Transport
-
-# A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; then the bytes.
-POSTED, WRITTEN, READ, STAMP = range(4)
-BOX_HEADER_BYTES = 64  # a line of the cache to itself
-BOX_BYTES = 1 << 18  # a quarter of it goes in at a time: both ranks work at once, and all of it stays in the cache
 
 
 def board_bytes(world_size):
     """Size of the memory in which `world_size` ranks meet."""
-    return Board.size_bytes(world_size, _boxes_bytes(world_size))
-
-
-def _boxes_bytes(world_size):
-    return world_size**2 * (BOX_HEADER_BYTES + BOX_BYTES)
+    return Board.size_bytes(world_size, boxes_bytes(world_size))
 
 
 class SharedMemoryTransport(Transport):
@@ -37,9 +27,8 @@ class SharedMemoryTransport(Transport):
 
     def __init__(self, rank, world_size, board, timeout_s, links=None):
         super().__init__(rank, world_size, links)
-        self.board = Board(rank, world_size, board, _boxes_bytes(world_size), timeout_s)
-        self._memory = self.board.block.tensor(torch.uint8, board_bytes(world_size))
-        self._sent, self._taken = [0] * world_size, [0] * world_size
+        self.board = Board(rank, world_size, board, boxes_bytes(world_size), timeout_s)
+        self.mail = Mail(self.board, self.wire)
         self._buffers, self._num_buffers, self._scratch = [], 0, None
 
     def set_timeout(self, timeout_s):
@@ -52,49 +41,27 @@ class SharedMemoryTransport(Transport):
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def _box(self, src, dst):
-        """(index of the mailbox's first whole number, its bytes)."""
-        before = src * self.world_size + dst
-        at = Board.size_bytes(self.world_size, before * (BOX_HEADER_BYTES + BOX_BYTES))
-        return at // 8, self._memory[at + BOX_HEADER_BYTES : at + BOX_HEADER_BYTES + BOX_BYTES]
-
     def send(self, tensor, dst):
-        board, data = self.board, tensor.view(-1).view(torch.uint8)
-        box, room = self._box(self.rank, dst)
-        board.set_doing(SEND, dst, str(Call("send", tensor, f"dst={dst}")))
-        first = board.ints[box + WRITTEN]
-        board.ints[box + STAMP] = int(now_s() * 1e9)
-        self._sent[dst] += 1
-        board.tell(box + POSTED, self._sent[dst])
-        for start, stop, at in _pieces(data.numel(), first):
-            board.wait(box + READ, first + stop - BOX_BYTES, dst)
-            room[at : at + stop - start].copy_(data[start:stop])
-            board.tell(box + WRITTEN, first + stop)
-        board.wait(box + READ, first + data.numel() + 1, dst)
-        board.tell(box + WRITTEN, first + data.numel() + 1)
-        board.set_doing(IDLE)
+        self.mail.wait(self.mail.start_send(tensor, dst))
 
     def recv(self, tensor, src):
-        board, data = self.board, tensor.view(-1).view(torch.uint8)
-        box, room = self._box(src, self.rank)
-        call = str(Call("recv", tensor, f"src={src}"))
-        board.set_doing(RECV, src, call)
-        first = board.ints[box + READ]
-        self._taken[src] += 1
-        board.wait(box + POSTED, self._taken[src], src)
-        if (theirs := board.read(src, MESSAGE_TEXT)) != str(Call("send", tensor, f"dst={self.rank}")):
-            raise CollectiveMismatch({self.rank: call, src: theirs})
-        posted_s = board.ints[box + STAMP] / 1e9
-        if self.wire:
-            self.wire.hold(src, data.numel(), data.numel(), posted_s)
-        for start, stop, at in _pieces(data.numel(), first):
-            board.wait(box + WRITTEN, first + stop, src)
-            data[start:stop].copy_(room[at : at + stop - start])
-            board.tell(box + READ, first + stop)
-        # One more than the bytes: an empty message, too, has to be taken before the sender goes on.
-        board.tell(box + READ, first + data.numel() + 1)
-        board.set_doing(IDLE)
-        return posted_s
+        return self.mail.wait(self.mail.start_recv(tensor, src))
+
+    def isend(self, tensor, dst):
+        return self.mail.start_send(tensor, dst)
+
+    def irecv(self, tensor, src):
+        return self.mail.start_recv(tensor, src)
+
+    def wait_for(self, message):
+        return self.mail.wait(message)
+
+    def is_done(self, message):
+        self.mail.go_on()
+        return message.is_done
+
+    def first_sender(self, tensor):
+        return self.mail.wait_for_any(tensor)
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
@@ -166,7 +133,7 @@ class SharedMemoryTransport(Transport):
             made = SharedMemoryTransport(
                 members.index(self.rank), len(members), names[members[0]], self.board.timeout_s
             )
-            made.wire = GroupWire(self.wire, members) if self.wire else None
+            made.wire = made.mail.wire = GroupWire(self.wire, members) if self.wire else None
         self.agree("groups are made")
         if own:
             own.end()
@@ -195,13 +162,3 @@ class SharedBuffer:
         self.own.forget_name()
         self._blocks = blocks
         self.views = [block.tensor(dtype, numel) for block in blocks]
-
-
-def _pieces(numel, first):
-    """Cut a message into (start, stop, index in the mailbox) so that no piece passes the mailbox's end."""
-    start = 0
-    while start < numel:
-        at = (first + start) % BOX_BYTES
-        stop = min(numel, start + BOX_BYTES // 4, start + BOX_BYTES - at)
-        yield start, stop, at
-        start = stop

@@ -12,6 +12,7 @@ from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
 from .call import Call
 from .torch_group import new_group
+from .torch_mail import TorchMail
 from .torch_window import TorchWindow
 from .transport import GroupWire, Transport
 
@@ -24,6 +25,7 @@ TORCH_OPS = {
     "min": ReduceOp.MIN,
 }
 HEADER_BYTES = 256  # holds any call: a name, a tensor and a schedule, of which `brief` leaves 100 bytes each
+DATA_TAG = 2**30 + 1  # of what `send` sends; headers have tag 0, and those between belong to collectives
 MESSAGE_BYTES = 4 << 20  # while a piece of this size is added up, the next one comes
 
 
@@ -40,9 +42,10 @@ class TorchTransport(Transport):
         self._header_device = "cpu" if has_cpu else torch.accelerator.current_accelerator()
         self.set_timeout(timeout_s)
         self._doing, self._scratch, self._groups = "its own code", {}, []
+        self._asked, self._mail = {}, TorchMail(self)
 
     def set_timeout(self, timeout_s):
-        self._timeout = timedelta(seconds=timeout_s)
+        self._timeout, self.timeout_s = timedelta(seconds=timeout_s), timeout_s
 
     # --- waiting and headers -----------------------------------------------------------------------------------------
 
@@ -81,8 +84,16 @@ class TorchTransport(Transport):
         return self.post(dist.isend, data, dst), data
 
     def expect_header(self, src):
-        data = torch.empty(HEADER_BYTES, dtype=torch.uint8, device=self._header_device)
+        if src in self._asked:
+            return self._asked.pop(src)
+        data = torch.zeros(HEADER_BYTES, dtype=torch.uint8, device=self._header_device)
         return self.post(dist.irecv, data, src), data
+
+    def heard_so_far(self, src):
+        """The next header of rank `src`, as much of it as has come; it is there for whoever expects it next."""
+        if src not in self._asked:
+            self._asked[src] = self.expect_header(src)
+        return bytes(self._asked[src][1].tolist()).rstrip(b"\0").decode(errors="replace")
 
     def check_header(self, call, src, header, expected):
         """Compare what rank `src` says it is doing, in `header`, with `expected`."""
@@ -98,28 +109,59 @@ class TorchTransport(Transport):
         self.idle()
         return [note] * self.world_size
 
+    def settle(self, ranks):
+        """Wait for the receives from `ranks` that were begun: what a rank hears from another comes in order."""
+        self._mail.settle(ranks)
+
     def idle(self):
         """Say, to errors, that this rank is back in its own code."""
         self._doing = "its own code"
 
     # --- messages ----------------------------------------------------------------------------------------------------
 
-    def send(self, tensor, dst):
+    def post_message(self, tensor, dst):
+        """Let a message leave: its header, then the tensor. What `wait_all` waits for."""
         self._doing = str(Call("send", tensor, f"dst={dst}"))
-        header = self.send_header(self._doing, dst)
-        self.wait(self.post(dist.isend, tensor, dst), dst)
-        self.wait(header[0], dst)
+        return self.send_header(self._doing, dst), (self.post(dist.isend, tensor, dst, DATA_TAG), tensor)
+
+    def wait_all(self, works, peer):
+        for work, _ in works:
+            self.wait(work, peer)
+
+    def send(self, tensor, dst):
+        self.wait_all(self.post_message(tensor, dst), dst)
         self.idle()
 
     def recv(self, tensor, src):
+        self._mail.settle([src])
+        ready_s = self.take_message(tensor, src)
+        self.idle()
+        return ready_s
+
+    def take_message(self, tensor, src):
+        """Wait for the next message from rank `src`, which must be `tensor`'s; when that rank was ready to send (s)."""
         call, expected = Call("recv", tensor, f"src={src}"), Call("send", tensor, f"dst={self.rank}")
         self.check_header(str(call), src, self.expect_header(src), str(expected))
         heard_s = now_s()
-        self.wait(self.post(dist.irecv, tensor, src), src)
+        self.wait(self.post(dist.irecv, tensor, src, DATA_TAG), src)
         if self.wire:
             self.wire.hold(src, tensor.nbytes, tensor.nbytes, now_s())
-        self.idle()
         return heard_s
+
+    def isend(self, tensor, dst):
+        return self._mail.start_send(tensor, dst)
+
+    def irecv(self, tensor, src):
+        return self._mail.start_recv(tensor, src)
+
+    def wait_for(self, message):
+        return message.result()
+
+    def is_done(self, message):
+        return message.done()
+
+    def first_sender(self, tensor):
+        return self._mail.first_sender(tensor)
 
     def start(self, operations):
         """Post (function, tensor, peer, tag) together; a work each. NCCL needs them in one group, or it deadlocks."""
@@ -173,6 +215,7 @@ class TorchTransport(Transport):
         return made
 
     def close(self):
+        self._mail.close()
         for group in self._groups:
             group.close()
         if self._own_group:
@@ -185,6 +228,7 @@ class Greeting:
 
     def __init__(self, transport, call, peers):
         self._transport, self.call = transport, call
+        transport.settle(peers)
         self._told = [(*transport.send_header(call, rank), rank) for rank in peers]
         self._heard = {rank: transport.expect_header(rank) for rank in peers}
 

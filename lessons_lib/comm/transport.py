@@ -58,6 +58,26 @@ class Transport:
         """Fill a contiguous tensor from rank `src`; the time at which that rank was ready to send (s)."""
         raise NotImplementedError
 
+    def isend(self, tensor, dst):
+        """Begin to give a contiguous tensor to rank `dst`; the message, for `wait_for` and `is_done`."""
+        raise NotImplementedError
+
+    def irecv(self, tensor, src):
+        """Begin to fill a contiguous tensor from rank `src`; the message."""
+        raise NotImplementedError
+
+    def wait_for(self, message):
+        """Wait until it has arrived; the time at which the sender was ready (s)."""
+        raise NotImplementedError
+
+    def is_done(self, message):
+        """Whether `wait_for` would not wait."""
+        raise NotImplementedError
+
+    def first_sender(self, tensor):
+        """Wait until some rank sends to this one; which. `tensor` is what will be filled."""
+        raise NotImplementedError
+
     def buffer(self, numel, dtype):
         """A 1-D tensor that `window` uses in place. All ranks call it together."""
         raise NotImplementedError
