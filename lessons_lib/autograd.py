@@ -10,9 +10,16 @@ import torch
 class Tensor:
     """An array and the edges to what it was made from; `loss.backward()` fills `.grad` of all that require it.
 
-    data: torch tensor, used as a plain array. edges: (source, pull) pairs; those whose source requires no gradient
-    are dropped. op: the name a drawing shows. requires_grad: True for what is to be learnt; needs a float dtype.
-    Raises TypeError. Source: Griewank and Walther (2008), chapter 3.
+    Args:
+        data: a torch tensor, used as a plain array.
+        edges: (source, pull) pairs. Those whose source requires no gradient are dropped.
+        op: the name that a drawing shows.
+        requires_grad: True for what is to be learnt.
+
+    Raises:
+        TypeError: what requires a gradient is not of a float dtype.
+
+    Source: Griewank and Walther (2008), chapter 3.
     """
 
     def __init__(self, data, edges=(), op="", requires_grad=False):
@@ -20,7 +27,7 @@ class Tensor:
         self.edges = [(source, pull) for source, pull in edges if source.requires_grad]
         self.requires_grad = requires_grad or bool(self.edges)
         if self.requires_grad and not self.data.is_floating_point():
-            raise TypeError(f"data must be of a float dtype to have a gradient, not {self.data.dtype}")
+            raise TypeError(f"data is of {self.data.dtype}: a float dtype is needed to have a gradient")
 
     def __add__(self, other):
         other = _lift(other, self.data)
@@ -65,15 +72,18 @@ class Tensor:
         return Tensor(out, [(self, lambda g: g - out.exp() * g.sum(dim, keepdim=True))], "log softmax")
 
     def cross_entropy(self, target):
-        """Mean over samples of −log softmax(x)[target]. Of logits (N, C), with class numbers `target` (N,)."""
+        """The mean over samples of −log softmax(x)[target], for logits x (N, C) and class numbers `target` (N,)."""
         N, C = self.data.shape
         return (self.log_softmax() * torch.eye(C, dtype=self.data.dtype)[target]).sum() * (-1 / N)
 
     def backward(self):
         """Add ∂self/∂leaf to `.grad` of every leaf; what lies between keeps the gradient of the last call only.
 
-        self must be one number (ValueError) and require a gradient (ValueError). Each edge is pulled once, after
-        all gradient has arrived at its result. Differs from torch: gradients in between are kept, and so is the graph.
+        Each edge is pulled once, after all parts of the gradient have arrived at its result. Unlike in torch, the
+        gradients in between are kept, and so is the graph.
+
+        Raises:
+            ValueError: self is more than one number, or requires no gradient.
         """
         if self.data.numel() != 1 or not self.requires_grad:
             have = f"shape {tuple(self.data.shape)}, requires_grad={self.requires_grad}"
@@ -88,7 +98,7 @@ class Tensor:
 
 
 def results_first(root):
-    """All nodes that `root` was made from, itself included; each stands before its sources."""
+    """List all nodes that `root` was made from, and `root` itself; each stands before its sources."""
     waiting, order, ready, stack = {root: 0}, [], [root], [root]
     while stack:  # count at every node the edges that lead to it
         for source, _ in stack.pop().edges:
@@ -105,7 +115,7 @@ def results_first(root):
 
 
 def sum_to(g, shape):
-    """g, summed over the dimensions along which an array of `shape` was broadcast; of that shape again."""
+    """Undo a broadcast: sum g over the dimensions along which an array of `shape` was repeated, back to that shape."""
     for _ in range(g.dim() - len(shape)):
         g = g.sum(0)
     for i, size in enumerate(shape):

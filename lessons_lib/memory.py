@@ -22,11 +22,15 @@ RECIPES = {
 
 
 def num_parameters(layers):
-    """How many parameters a model has that is described as a list of layers.
+    """Count the parameters of a model that is described as a list of layers (lesson 08).
 
-    layers: tuples ("linear", inputs, outputs), ("conv", channels in, channels out, k), both with False at the end
-    for no bias, ("norm", width) for batch and layer norms, ("embedding", rows, width). What is shared stands once.
-    Raises ValueError for another layer. Lesson 08.
+    Args:
+        layers: tuples ("linear", inputs, outputs) or ("conv", channels in, channels out, k), both with False at the
+            end for no bias; ("norm", width) for batch and layer norms; ("embedding", rows, width). A layer that is
+            shared stands in the list once.
+
+    Raises:
+        ValueError: a layer is none of these.
     """
     return sum(map(_parameters_of, layers))
 
@@ -40,9 +44,15 @@ def _parameters_of(layer):
 
 
 def resnet(blocks=(3, 4, 6, 3), num_classes=1000):
-    """The layers of a ResNet of bottleneck blocks: 50 layers deep as given, (3, 4, 23, 3) is 101 deep.
+    """List the layers of a ResNet of bottleneck blocks (lesson 08).
 
-    Convolutions have no bias, each is followed by a batch norm. Source: He et al. (2016), table 1. Lesson 08.
+    Convolutions have no bias, and each is followed by a batch norm.
+
+    Args:
+        blocks: how many blocks each stage has. The default is 50 layers deep, and (3, 4, 23, 3) is 101 deep.
+        num_classes: the length of the output.
+
+    Source: He et al. (2016), table 1.
     """
     layers, width = [("conv", 3, 64, 7, False), ("norm", 64)], 64
     for stage, repeats in enumerate(blocks):
@@ -57,11 +67,19 @@ def resnet(blocks=(3, 4, 6, 3), num_classes=1000):
 
 
 def transformer(num_layers, width, vocabulary, context, segments=0):
-    """The layers of a GPT or, with 2 segments, of a BERT: attention, then a hidden layer of 4 · width, per block.
+    """List the layers of a GPT or, with 2 segments, of a BERT (lesson 08).
 
-    context: the longest sequence, with an embedding for every place in it. The output shares the token embedding.
-    segments: of BERT, which also has a norm after its embeddings instead of the end, and a "pooler" on top.
-    Sources: Radford et al. (2019), section 2.3; Devlin et al. (2019), section 3. Lesson 08.
+    A block is attention and then a hidden layer of 4 · width. The output shares the token embedding.
+
+    Args:
+        num_layers: the number of blocks.
+        width: the length of the vector of a token.
+        vocabulary: the number of different tokens.
+        context: the length of the longest sequence; every position in it has an embedding.
+        segments: how many kinds of segment BERT tells apart. BERT also has a norm after its embeddings instead of at
+            the end, and a "pooler" on top.
+
+    Source: Radford et al. (2019), section 2.3; Devlin et al. (2019), section 3.
     """
     attention = [("linear", width, width)] * 4  # query, key, value, output
     block = [*attention, ("linear", width, 4 * width), ("linear", 4 * width, width), *[("norm", width)] * 2]
@@ -71,11 +89,19 @@ def transformer(num_layers, width, vocabulary, context, segments=0):
 
 
 def training_bytes(num_parameters, recipe="mixed adam"):
-    """{what: bytes} of everything whose size is a multiple of the number of parameters.
+    """Predict the bytes of everything whose size is a multiple of the number of parameters (lesson 08).
 
-    recipe: a key of `RECIPES`, which lists the bytes per parameter; "mixed adam" takes 2 + 2 + 4 + 4 + 4 = 16.
-    Activations and buffers come on top. Raises ValueError.
-    Source: Rajbhandari et al. (2020), "ZeRO", section 3.1. Lesson 08.
+    Args:
+        num_parameters: how many parameters the model has.
+        recipe: a key of `RECIPES`, which lists the bytes per parameter; "mixed adam" takes 2 + 2 + 4 + 4 + 4 = 16.
+
+    Returns:
+        {what: bytes}. Activations and buffers come on top.
+
+    Raises:
+        ValueError: `recipe` is unknown.
+
+    Source: Rajbhandari et al. (2020), "ZeRO", section 3.1.
     """
     if recipe not in RECIPES:
         raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {recipe!r}")
@@ -83,13 +109,21 @@ def training_bytes(num_parameters, recipe="mixed adam"):
 
 
 def activation_bytes(num_layers, width, heads, context, batch=1, recompute="nothing"):
-    """Bytes that the blocks of a transformer keep for the backward pass, in 16-bit numbers, with dropout.
+    """Predict the bytes that the blocks of a transformer keep for the backward pass (lesson 08).
+
+    Numbers have 16 bits, there is dropout, and embeddings and the output are left out.
 
         L · s · b · h · (34 + 5 · a · s / h)     with L blocks, s tokens, b samples, width h, a heads
 
-    recompute: "nothing"; "attention" drops the term with a, the matrices of scores; "all" keeps only the inputs
-    of the blocks, 2 · L · s · b · h. Embeddings and the output are left out. Raises ValueError.
-    Source: Korthikanti et al. (2023), sections 4.1 and 5. Lesson 08.
+    Args:
+        num_layers, width, heads, context, batch: L, h, a, s and b.
+        recompute: "nothing"; "attention", which drops the term with a, the matrices of scores; or "all", which keeps
+            only the inputs of the blocks, 2 · L · s · b · h.
+
+    Raises:
+        ValueError: `recompute` is another word.
+
+    Source: Korthikanti et al. (2023), sections 4.1 and 5.
     """
     bytes_each = {"nothing": 34 + 5 * heads * context / width, "attention": 34, "all": 2}
     if recompute not in bytes_each:
@@ -98,11 +132,18 @@ def activation_bytes(num_layers, width, heads, context, batch=1, recompute="noth
 
 
 class Meter(TorchDispatchMode):
-    """Counts the bytes of every tensor that comes into being inside `with Meter(...) as meter:`, until it is freed.
+    """Count the bytes of every tensor that is made inside `with Meter(...) as meter:`, until it is freed (lesson 08).
 
     Memory is counted once, however many tensors (views) look at it. What a single operation allocates and frees inside
-    itself is not seen. tensors: what is there already and shall count too.
-    `.now`: bytes alive; `.peak`: the most at any time; `.curve`: `.now` after each operation. Lesson 08.
+    itself is not seen.
+
+    Args:
+        tensors: tensors that are there already and count too.
+
+    Attributes:
+        now: how many bytes are alive.
+        peak: the most that were alive at any time.
+        curve: a list of `now` after each operation.
     """
 
     def __init__(self, *tensors):

@@ -7,7 +7,7 @@ from torch import nn
 
 
 def linear(num_features, num_outputs=1):
-    """x Wᵀ + b: from (N, num_features) to (N, num_outputs). Linear regression, or the logits of a classifier."""
+    """Make x Wᵀ + b, from (N, num_features) to (N, num_outputs): linear regression, or the logits of a classifier."""
     if num_features < 1 or num_outputs < 1:
         raise ValueError(f"num_features and num_outputs must be at least 1, not {num_features} and {num_outputs}")
     return nn.Linear(num_features, num_outputs)
@@ -16,9 +16,15 @@ def linear(num_features, num_outputs=1):
 def mlp(sizes, activation=nn.ReLU):
     """A multi-layer perceptron: linear layers with `activation` between them, none after the last.
 
-    sizes: widths from input to output, at least two; [784, 100, 10] has 79,510 parameters.
-    activation: function without arguments that gives a module. Input (N, ...) is flattened to (N, sizes[0]) first.
-    Returns an nn.Sequential. Raises ValueError. Lessons 04, 07.
+    Args:
+        sizes: the widths from input to output, at least two; [784, 100, 10] has 79,510 parameters.
+        activation: a function without arguments that makes a module.
+
+    Returns:
+        An nn.Sequential, which first flattens its input (N, ...) to (N, sizes[0]). Lessons 04, 07.
+
+    Raises:
+        ValueError: `sizes` is not a list of at least two whole numbers of at least 1.
     """
     if (
         not isinstance(sizes, list | tuple)
@@ -51,11 +57,18 @@ class _ImageClassifier(nn.Sequential):
 class LeNet(_ImageClassifier):
     """LeNet-5: two rounds of convolution and pooling, then a convolution that sees everything, then two layers.
 
-    size: of the input, 32 as in the paper, or 28 (MNIST: c1 then pads by 2). num_classes: length of the output.
-    61,706 parameters with 10 classes. Layers have the paper's names: model.c1, s2, c3, s4, c5, f6, output.
-    Raises ValueError for another size, or for input of another shape.
-    Differs from the paper: pooling without trainable coefficients, every map of c3 sees every map of s2, and the
-    output is linear. Source: LeCun et al. (1998), section II.B. Lesson 05.
+    It has 61,706 parameters with 10 classes, and its layers have the paper's names: model.c1, s2, c3, s4, c5, f6,
+    output. Unlike in the paper, pooling has no trainable coefficients, every map of c3 sees every map of s2, and the
+    output is linear. Lesson 05.
+
+    Args:
+        size: height and width of the input: 32 as in the paper, or 28 as in MNIST, for which c1 pads by 2.
+        num_classes: the length of the output.
+
+    Raises:
+        ValueError: `size` is another, or the input has another shape.
+
+    Source: LeCun et al. (1998), section II.B.
     """
 
     def __init__(self, size=32, num_classes=10):
@@ -81,9 +94,14 @@ class LeNet(_ImageClassifier):
 class SimpleCNN(_ImageClassifier):
     """One 3 × 3 convolution with 32 channels, then two linear layers, which hold nearly all of the parameters.
 
-    size: height and width of the input, at least 3. num_classes: length of the output.
-    2,770,634 parameters at 28 × 28 with 10 classes.
-    Raises ValueError for a smaller size, or for input of another shape. Lesson 05.
+    It has 2,770,634 parameters for 28 × 28 pixels and 10 classes. Lesson 05.
+
+    Args:
+        size: height and width of the input, at least 3.
+        num_classes: the length of the output.
+
+    Raises:
+        ValueError: `size` is smaller, or the input has another shape.
     """
 
     def __init__(self, size=28, num_classes=10):
@@ -101,8 +119,10 @@ class SimpleCNN(_ImageClassifier):
 
 
 def parameter_count(module, trainable_only=False):
-    """How many numbers the parameters of `module` hold; shared parameters count once. Buffers don't count.
+    """Count the numbers in the parameters of `module`. Shared parameters count once, and buffers do not count.
 
-    trainable_only: leave out parameters with requires_grad=False.
+    Args:
+        module: any nn.Module.
+        trainable_only: whether to leave out parameters with requires_grad=False.
     """
     return sum(p.numel() for p in module.parameters() if p.requires_grad or not trainable_only)

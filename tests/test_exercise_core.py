@@ -388,7 +388,7 @@ def test_values_are_shown_short():
 
 
 def test_bad_exercises_are_refused():
-    with pytest.raises(TypeError, match="reference must be a function"):
+    with pytest.raises(TypeError, match="reference=3: a function or a class is needed"):
         Exercise(3, CASES)
     for cases in ([], [3], [(1,), [2]]):
         with pytest.raises(TypeError, match="cases of mean"):

@@ -1,4 +1,4 @@
-"""The exercises, one module a lesson: `from lessons_lib.exercises import all_reduce as exercise`."""
+"""The exercises, one module per lesson: `from lessons_lib.exercises import all_reduce as exercise`."""
 
 from lessons_lib.exercises.core import Exercise, Mistake, Outcome, Verdict, all_exercises, by_rank
 

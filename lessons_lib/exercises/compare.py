@@ -14,7 +14,13 @@ _ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
 
 @dataclasses.dataclass(frozen=True)
 class Raised:
-    """What a function did instead of returning: the exception's type, its message and the raising line."""
+    """What a function raised instead of returning.
+
+    Attributes:
+        type_name: the name of the exception's type.
+        message: its first line.
+        line: the line of the learner's code that raised, or "".
+    """
 
     type_name: str
     message: str
@@ -26,13 +32,20 @@ class Raised:
 
 
 def difference(expected, got, rtol=1e-5, atol=1e-6):
-    """The first place where `got` differs from `expected` as (path, words), or None where they agree.
+    """Find the first place where `got` differs from `expected`.
 
-    The path leads there from the outside in, such as "item 2, index 0", and is empty for the value itself.
-    Numbers agree when |got − expected| <= atol + rtol·|expected|, and NaN agrees with NaN; integers, booleans
-    and text must be equal. Tensors and arrays must also agree in shape and dtype. Lists and tuples are
-    interchangeable, and a tensor of no dimension stands for its number. Mappings and dataclasses are gone
-    through item by item. An exception agrees with another of its type.
+    Numbers agree when |got − expected| <= atol + rtol·|expected|, and NaN agrees with NaN; integers, booleans and text
+    must be equal. Tensors and arrays must also agree in shape and dtype. A list agrees with a tuple of the same items,
+    and a tensor without dimensions with its number. Mappings and dataclasses are compared item by item. An exception
+    agrees with another of its type.
+
+    Args:
+        expected, got: any values.
+        rtol, atol: relative and absolute tolerance.
+
+    Returns:
+        None where they agree, or (path, words). The path leads to the place from the outside in, such as
+        "item 2, index 0", and is empty for the value itself.
     """
     if isinstance(got, Raised) or isinstance(expected, Raised):
         return _raised(expected, got)
@@ -57,7 +70,7 @@ def difference(expected, got, rtol=1e-5, atol=1e-6):
 
 
 def show_value(value, digits=6, width=100):
-    """`value` in one short line that is the same on every machine: no address, floats to `digits` digits."""
+    """Show `value` in one short line that is the same on every machine: no address, floats to `digits` digits."""
     if isinstance(value, torch.Tensor | np.ndarray):
         if math.prod(value.shape) > 8:
             return _kind(value).split(" ", 1)[1]

@@ -1,7 +1,7 @@
 """Exercises that explain themselves: a reference, the cases it is tried on, and the mistakes people make.
 
-`check` runs the learner's function and the reference on the same cases and compares what came out. Where it
-differs, the known mistakes are run too: the one that comes out like the answer has the hint that fits.
+`check` runs the learner's function and the reference on the same cases and compares the outcomes. Where they differ,
+the known mistakes are run too: the one with the same outcome as the answer has the hint that fits.
 """
 
 import functools
@@ -32,7 +32,14 @@ class Mistake:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What a check says: `.state` is "not attempted", "not yet" or "correct"; `.hint` is for this mistake."""
+    """What a check says.
+
+    Attributes:
+        name: the name of the exercise.
+        state: "not attempted", "not yet" or "correct".
+        message: where the answer differs first, or what it costs.
+        hint: a hint made for this mistake, or "".
+    """
 
     name: str
     state: str
@@ -59,14 +66,23 @@ class Hint(str):
 
 
 class Exercise:
-    """A function (or class) to write, held against `reference` on every case.
+    """A function (or class) to write, compared with `reference` on every case.
 
-    `cases`: a list of tuples of arguments, or a function that returns it (called when first needed).
-    `mistakes`: the wrong answers that people give, each with its hint; at least three.
-    `hints`: from a nudge to nearly the answer.
-    `outcome(fn, *case)`: runs `fn` and returns what is compared, or an `Outcome` with costs (`fn(*case)`).
-    `compare(expected, got)`: the difference in words, or None; else values are compared with `rtol`, `atol`.
-    `slack`: a cost may be `slack` × the reference's. `time_limit_s`: for one case.
+    Args:
+        reference: the right answer; its name and docstring are those of the exercise.
+        cases: a list of tuples of arguments, or a function that returns it and is called when they are first needed.
+        mistakes: the wrong answers that people give, at least three, each with its hint.
+        hints: texts, from a nudge to nearly the answer.
+        outcome: a function (fn, *case) that runs `fn` and returns what is compared, or an `Outcome` with costs. The
+            default calls `fn(*case)`.
+        compare: a function (expected, got) that returns the difference in words, or None. By default values are
+            compared with `difference`.
+        rtol, atol: relative and absolute tolerance of `difference`.
+        slack: a cost may be this many times the cost of the reference.
+        time_limit_s: how long one case may take.
+
+    Raises:
+        TypeError: `reference` is neither a function nor a class.
     """
 
     def __init__(
@@ -84,7 +100,7 @@ class Exercise:
         time_limit_s=20.0,
     ):
         if not inspect.isfunction(reference) and not inspect.isclass(reference):
-            raise TypeError(f"reference must be a function or a class, got {reference!r}")
+            raise TypeError(f"reference={reference!r}: a function or a class is needed")
         self.reference, self._cases = reference, cases
         self.mistakes, self.hints = tuple(mistakes), tuple(hints)
         self.outcome, self.compare = outcome, compare
@@ -104,9 +120,16 @@ class Exercise:
         return f"Exercise {self.name}: .check({self.name}), .hint(), .solution()"
 
     def check(self, answer):
-        """A `Verdict` on the learner's function: tried or not, where it differs first, what it costs.
+        """Say whether the learner's function is right, and if not, where it differs first. It may do anything.
 
-        Nothing that the answer does raises here. RuntimeError: the reference itself failed on this machine.
+        Args:
+            answer: the function or class that the learner wrote.
+
+        Returns:
+            A `Verdict`.
+
+        Raises:
+            RuntimeError: the reference itself failed on this machine. Nothing that the answer does raises here.
         """
         if is_stub(answer):
             return self._not_attempted()
@@ -129,7 +152,7 @@ class Exercise:
         return Verdict(self.name, "correct", self._price(expected, outcomes[-1]))
 
     def hint(self):
-        """The next hint; after the last one, a word about `solution()`, and then the first again."""
+        """Return the next hint. After the last one comes a word about `solution()`, and then the first again."""
         given, self._hints_given = self._hints_given, (self._hints_given + 1) % (len(self.hints) + 1)
         if given == len(self.hints):
             return Hint(f"No more hints: `exercise.{self.name}.solution()` shows a way to write {self.name}.")
@@ -152,7 +175,7 @@ class Exercise:
         return run(fn, case, self.outcome, self.time_limit_s, quiet)
 
     def _difference(self, expected, got):
-        """How `got` falls short of the reference's outcome, as the rest of a sentence, or None."""
+        """Where `got` falls short of the outcome of the reference, as the rest of a sentence; None if it does not."""
         found = self._compare(expected.value, got.value)
         if found is not None:
             path, words = found
@@ -176,7 +199,7 @@ class Exercise:
         return None if words is None else ("", words)
 
     def _hint_for(self, answer, outcomes):
-        """The hint of the mistake that comes out like the answer on every case, or ""."""
+        """The hint of the mistake that has the same outcome as the answer in every case; "" if none has."""
         candidates = self.mistakes
         for i, case in enumerate(self.cases):
             if not candidates or getattr(outcomes[-1].value, "type_name", "") == "TimeoutError":
@@ -187,7 +210,7 @@ class Exercise:
         return candidates[0].hint if candidates else ""
 
     def _mistaken(self, mistake, i):
-        """What a mistake comes to on case i: the same every time, so it is tried once."""
+        """The outcome of a mistake in case i. It is the same every time, so it is computed once."""
         if (mistake, i) not in self._mistakes_known:
             self._mistakes_known[mistake, i] = self._run(mistake.fn, self.cases[i])
         return self._mistakes_known[mistake, i]
@@ -212,12 +235,12 @@ class Exercise:
 
 
 def by_rank(results):
-    """Results of ranks under the keys "rank 0", "rank 1", …, so that a difference names the rank."""
+    """Put the results of all ranks under the keys "rank 0", "rank 1", …, so that a difference names the rank."""
     return {f"rank {rank}": result for rank, result in enumerate(results)}
 
 
 def all_exercises():
-    """Every exercise of the package: {module name: {exercise name: Exercise}}."""
+    """Find every exercise of the package: {module name: {exercise name: Exercise}}."""
     package = importlib.import_module(__package__)
     found = {}
     for info in pkgutil.iter_modules(package.__path__):

@@ -1,4 +1,4 @@
-"""Run somebody's function where it can do no harm: on copies, within a time limit, whatever it raises."""
+"""Run a learner's function where it can do no harm: on copies, within a time limit, whatever it raises."""
 
 import contextlib
 import copy
@@ -24,9 +24,11 @@ _MACHINE = re.compile(r" at 0x[0-9a-fA-F]+|\S*ipykernel_\d+\S*")
 
 @dataclass(frozen=True)
 class Outcome:
-    """What running a function on one case gave: a value to compare, and what it cost.
+    """What came out when a function was run on one case.
 
-    `cost` names amounts, for instance `{"bytes sent by a rank": 96}`; none may exceed the reference's.
+    Attributes:
+        value: what is compared.
+        cost: named amounts, for instance {"bytes sent by a rank": 96}. None may exceed that of the reference.
     """
 
     value: Any
@@ -34,10 +36,19 @@ class Outcome:
 
 
 def run(fn, case, measure, time_limit_s, quiet=False):
-    """The `Outcome` of `measure(fn, *case)`, or of `fn(*case)` where measure is None; `quiet` drops prints.
+    """Run a function on copies of the arguments of one case.
 
-    The arguments are copied first, and the random numbers of Python, NumPy and torch start from fixed seeds
-    and are put back afterwards. An exception, or no result within `time_limit_s`, gives a value of `Raised`.
+    The random numbers of Python, NumPy and torch start from fixed seeds, and are put back afterwards.
+
+    Args:
+        fn: the function to run.
+        case: a tuple of its arguments.
+        measure: a function (fn, *case) that runs `fn` and may return an `Outcome`; None calls `fn(*case)`.
+        time_limit_s: after so many seconds the function is stopped.
+        quiet: whether what it prints is dropped.
+
+    Returns:
+        An `Outcome`. Its value is a `Raised` where the function raised or had no result in time.
     """
     arguments = copy.deepcopy(case)
     try:
@@ -52,9 +63,9 @@ def run(fn, case, measure, time_limit_s, quiet=False):
 
 
 def is_stub(fn):
-    """Whether nobody has written `fn` yet: its body is `...`, `pass`, `return None`, NotImplementedError.
+    """Whether nobody has written `fn` yet: its body is `...`, `pass`, `return None` or raises NotImplementedError.
 
-    A class is a stub when one of its public methods is.
+    A class is a stub when one of its public methods is a stub.
     """
     if fn is None or fn is ...:
         return True
@@ -63,6 +74,7 @@ def is_stub(fn):
     code = getattr(inspect.unwrap(fn), "__code__", None)
     if code is None:
         return False
+    # What the compiler puts before the first statement, in any version of Python from 3.10 on.
     setup = {"RESUME", "NOP", "CACHE", "PRECALL", "PUSH_NULL", "MAKE_CELL", "COPY_FREE_VARS"}
     steps = [step for step in dis.get_instructions(code) if step.opname not in setup]
     if steps[0].argval == "NotImplementedError":
@@ -77,6 +89,7 @@ class _TimeUp(BaseException):
 @contextlib.contextmanager
 def _time_limit(seconds):
     """Raise `_TimeUp` in this thread, between two steps of Python, once the body has run for `seconds`."""
+    # Only an exception raised from outside stops a loop of pure Python; a thread cannot be ended otherwise.
     thread, lock, done = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
     raised = threading.Event()
 
@@ -93,7 +106,7 @@ def _time_limit(seconds):
     finally:
         with lock:
             done.set()
-        if raised.is_set():  # take it back if it has not come yet
+        if raised.is_set():  # it comes between two steps of Python: if it has not come yet, take it back
             ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
 
 
@@ -118,7 +131,7 @@ def _silence():
 
 
 def _line_of(error, fn):
-    """The line of `fn`'s own cell or file that raised, such as "line 3: `x = y[9]`", or "" if none did."""
+    """The line of the cell or file of `fn` that raised, such as "line 3: `x = y[9]`"; "" if none did."""
     functions = filter(inspect.isfunction, vars(fn).values()) if inspect.isclass(fn) else [inspect.unwrap(fn)]
     files = {f.__code__.co_filename for f in functions if hasattr(f, "__code__")}
     own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
