@@ -140,7 +140,7 @@ class Deliveries:
     def _deliver(self, call, make, output, input, sizes, op="sum", **options):
         """Do the delivery that `make` describes; chunk c has `sizes[c]` elements."""
         schedule = _schedule(make, self.world_size, **options)
-        plan = delivery_plan(schedule, self.rank, sizes)
+        plan = _plan(schedule, self.rank, tuple(sizes))
         target, source = dense(output).view(-1), dense(input).view(-1)
         if _overlap(source, target) and not _is_own_chunk(plan.kept, source, target):
             source = source.clone()
@@ -155,6 +155,11 @@ class Deliveries:
 @lru_cache(maxsize=64)
 def _schedule(make, world_size, **options):
     return make(world_size, **options)
+
+
+@lru_cache(maxsize=256)  # a plan takes longer to make than a small delivery does
+def _plan(schedule, rank, sizes):
+    return delivery_plan(schedule, rank, sizes)
 
 
 def _even(numel, num_chunks):
