@@ -1,11 +1,10 @@
 """Start ranks from a cell or a script (lesson 00)."""
 
+import inspect
 import os
 import tempfile
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
-
-import cloudpickle
 
 from ..comm import block
 from ..comm.block import Block
@@ -18,6 +17,8 @@ from ..schedules.choose import check_algorithm
 from ..schedules.verify import check_schedule
 from .processes import Ranks, context, interrupts_put_off
 from .rank import Setup
+from .surroundings import Surroundings
+from .travel import packed
 
 LONGEST_S = 1e6  # eleven days; clocks that count nanoseconds run over far beyond that
 
@@ -68,11 +69,18 @@ def launch(
         TypeError, ValueError: bad arguments.
         MemoryError: a copy of the arguments for every rank does not fit into memory.
 
+    Ranks see this process's environment variables, working directory, import path and default dtype as they are now.
+    Each draws random numbers of its own, from seeds that come from the generators of this process: torch's from
+    `torch.manual_seed`, NumPy's from `np.random.seed`, Python's from `random.seed`. So the same seed gives the same
+    results again, and two launches after one seed differ, as two draws do.
+
     No process, shared memory or file is left behind, however it ends.
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
+    given = {"transport": transport, "algorithm": algorithm, "links": links, "timeout_s": timeout_s, "trace": trace}
+    _check_names(fn, args, {"world_size": world_size, **given})
     world_size = int(world_size)
-    work = _pickled(fn, args, kwargs)
+    work, sources = _packed(fn, args, kwargs)
     check_memory("fn with its arguments", world_size, len(work))
     with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
         board = Block(meeting_bytes(transport, world_size))
@@ -84,8 +92,8 @@ def launch(
         ranks = Ranks(world_size, timeout_s)
         stack.callback(ranks.kill)
         threads = max(1, usable_cores() // world_size)
-        options = (transport, algorithm, links, timeout_s, trace, threads, dict(os.environ))
-        ranks.start(Setup(world_size, *options, place, package.name, len(work)))
+        options = (transport, algorithm, links, timeout_s, trace, threads, Surroundings.here())
+        ranks.start(Setup(world_size, *options, place, package.name, len(work), sources))
         return Results(*ranks.results(let_interrupts_through))
 
 
@@ -116,9 +124,26 @@ def _check(fn, world_size, transport, algorithm, links, timeout_s):
         check_schedule(algorithm, world_size)
 
 
-def _pickled(fn, args, kwargs):
+def _check_names(fn, args, given):
+    """Refuse options of `launch` that a parameter of `fn` has the name of: it would not get them."""
     try:
-        return cloudpickle.dumps((fn, args, kwargs))
+        own = inspect.signature(fn)
+        unfilled = own.parameters.keys() - own.bind_partial(None, *args).arguments.keys()
+    except (TypeError, ValueError):  # a builtin, or arguments that do not fit, about which Python's own error says more
+        return
+    defaults = inspect.signature(launch).parameters
+    for name, value in given.items():
+        is_filled = name not in unfilled or name in getattr(fn, "keywords", ())
+        if not is_filled and value is not defaults[name].default:
+            raise TypeError(
+                f"{name}={value!r} is an option of launch, and the function's own parameter {name} would not get it: "
+                f"use launch(functools.partial(fn, {name}=...), ...)"
+            )
+
+
+def _packed(fn, args, kwargs):
+    try:
+        return packed((fn, args, kwargs))
     except Exception as error:
         name = getattr(fn, "__name__", type(fn).__name__)
         raise TypeError(f"{name} and its arguments cannot be sent to other processes: {error}") from error

@@ -2,7 +2,6 @@
 
 import multiprocessing
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -18,6 +17,7 @@ from ..errors import CollectiveMismatch, RankFailed
 from ..trace import Trace
 from .prints import Texts
 from .rank import main
+from .travel import unpacked
 
 # How long a failure waits for what the other ranks have to say about it, and texts for those of ranks before them.
 GRACE_S, ORDER_S = 0.3, 0.05
@@ -201,7 +201,7 @@ class Ranks:
 
 def _unpickled(rank, data):
     try:
-        return pickle.loads(data)
+        return unpacked(*data)
     except (Exception, SystemExit) as error:
         raise RankFailed(
             rank, f"what rank {rank} returned cannot be read here: {type(error).__name__}: {error}"

@@ -1,8 +1,6 @@
 """What runs inside one rank's process: set up, call the function, send back what came of it."""
 
-import io
 import os
-import pickle
 import signal
 import sys
 import threading
@@ -11,7 +9,6 @@ from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, parent_process
 
-import cloudpickle
 import psutil
 import torch
 
@@ -20,6 +17,8 @@ from ..comm.factory import meet
 from ..errors import CollectiveMismatch, RankFailed
 from ..schedules import Links
 from .prints import Outbox, streams
+from .surroundings import Surroundings
+from .travel import packed, unpacked
 
 START_TIMEOUT_S = 120.0
 
@@ -35,10 +34,11 @@ class Setup:
     timeout_s: float
     trace: bool
     num_threads: int
-    environment: dict
+    surroundings: Surroundings
     meeting_place: str
     work_name: str
     work_bytes: int
+    sources: dict
 
 
 def main(rank, setup, pipe):
@@ -48,14 +48,14 @@ def main(rank, setup, pipe):
         os.setpgrp()  # a group of its own, so that what the rank starts can be ended with it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.num_threads)
-    os.environ.update(setup.environment)
     outbox = Outbox(pipe)
     sys.stdout, sys.stderr = streams(outbox)
     comm = None
     try:
+        setup.surroundings.enter(rank)
         comm = _make_communicator(rank, setup)
         package = Block(setup.work_bytes, setup.work_name)
-        fn, args, kwargs = cloudpickle.loads(package.view[: setup.work_bytes])
+        fn, args, kwargs = unpacked(package.view[: setup.work_bytes], setup.sources)
         result = fn(comm, *args, **kwargs)
         comm.close()
         outbox.send("result", _result(result, comm))
@@ -86,27 +86,12 @@ def loopback_interface():
     raise RuntimeError("no network interface has the address 127.0.0.1, which ranks need for transport='torch'")
 
 
-class _Pickler(cloudpickle.Pickler):
-    """Pickles a tensor that is part of a larger one alone, without the rest."""
-
-    def reducer_override(self, obj):
-        if type(obj) is torch.Tensor and obj.layout == torch.strided and obj.untyped_storage().nbytes() > obj.nbytes:
-            return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
-        return super().reducer_override(obj)
-
-
 def _result(result, comm):
     try:
-        return _packed((result, comm.ledger, comm.trace))
+        return packed((result, comm.ledger, comm.trace))
     except Exception as error:
         reason = f"what rank {comm.rank} returned cannot be sent back: {type(error).__name__}: {error}"
         raise RankFailed(comm.rank, reason) from error
-
-
-def _packed(value):
-    file = io.BytesIO()
-    _Pickler(file, pickle.HIGHEST_PROTOCOL).dump(value)
-    return file.getvalue()
 
 
 def _failure(error, trace):
@@ -117,8 +102,8 @@ def _failure(error, trace):
     details = _traceback(error)
     if isinstance(error, (RankFailed, CollectiveMismatch)) and error.trace is None:
         with suppress(Exception):
-            return _packed((error, details, trace))
-    return _packed((_in_words(error), details, trace))
+            return packed((error, details, trace))
+    return packed((_in_words(error), details, trace))
 
 
 def _in_words(error):
