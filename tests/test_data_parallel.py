@@ -239,6 +239,55 @@ def test_other_modules_on_other_ranks_are_a_mismatch():
         launch(lambda comm: DataParallel(nn.Linear(2, 2 + comm.rank), comm), world_size=2) and None
 
 
+def plain_mean(comm):
+    """Uneven shares, a layer used past the wrapper, and one accumulated pass more on rank 0."""
+    net = DataParallel(nn.Sequential(nn.Linear(1, 1, bias=False)), comm, weight_by_batch=False)
+    net(torch.full((3 + comm.rank, 1), comm.rank + 1.0)).mean().backward()
+    uneven = net.module[0].weight.grad.item()
+    net.zero_grad()
+    net.module[0](torch.full((2, 1), comm.rank + 1.0)).mean().backward()
+    past = net.module[0].weight.grad.item()
+    net.zero_grad()
+    with net.no_sync():
+        for _ in range(1 - comm.rank):
+            net(torch.ones(1, 1)).mean().backward()
+    net(torch.full((2, 1), comm.rank + 1.0)).mean().backward()
+    return uneven, past, net.module[0].weight.grad.item()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+def test_without_weights_it_is_the_plain_mean_over_ranks(transport):
+    assert launch(plain_mean, world_size=2, transport=transport) == [(1.5, 1.5, 2.0)] * 2
+
+
+def change_on_one_rank(comm):
+    net = DataParallel(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), comm)
+    if comm.rank == 0:
+        net.module[1] = nn.Linear(2, 2)
+    net(torch.ones(3, 2)).mean().backward()
+
+
+def look_on_one_rank_in_training_mode(comm):
+    net = DataParallel(nn.Sequential(nn.Linear(2, 2), nn.BatchNorm1d(2)), comm)
+    if comm.rank == 0:
+        net(torch.ones(3, 2))
+    net(torch.ones(3, 2)).mean().backward()
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(
+    "fn",
+    [
+        change_on_one_rank,
+        look_on_one_rank_in_training_mode,
+        lambda comm: DataParallel(nn.Linear(2, 2), comm, weight_by_batch=comm.rank == 0),
+    ],
+)
+def test_what_only_one_rank_does_is_a_mismatch(fn, transport):
+    with pytest.raises(CollectiveMismatch):
+        launch(fn, world_size=2, transport=transport)
+
+
 def slow_links(comm, overlap):
     torch.manual_seed(0)
     model = DataParallel(nn.Sequential(*[nn.Linear(100, 100) for _ in range(4)]), comm, 0.05, overlap)

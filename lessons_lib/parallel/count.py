@@ -4,7 +4,6 @@ import inspect
 import math
 import weakref
 from collections.abc import Mapping
-from contextlib import contextmanager
 from numbers import Real
 
 import torch
@@ -30,7 +29,7 @@ class Forward:
     def bind(self, output):
         """Hook the nodes of the graph that computed the tensors in `output`. That changes no value and no gradient."""
         nodes = set()
-        for tensor in tensors_in(output):
+        for tensor in [output] if isinstance(output, torch.Tensor) else tensors_in(output):
             tensor = tensor.data if isinstance(tensor, PackedSequence) else tensor
             nodes.add(tensor.grad_fn)
             if tensor._base is not None:  # a view that is changed in place gets another node, its base keeps its own
@@ -60,11 +59,14 @@ class SampleCounter:
         reducer: who is told of a forward pass when a backward pass comes to its outputs.
         batch_dim: the dimension that counts samples.
 
+    Attributes:
+        given: the count that the caller of the wrapper has given for the forward pass under way, or None.
+        is_checked: whether the forward pass under way goes through the wrapper, which sees to it that all is watched.
     """
 
     def __init__(self, module, reducer, batch_dim):
         self._reducer, self._batch_dim = reducer, batch_dim
-        self._weight, self._is_checked = None, False
+        self.given, self.is_checked = None, False
         self._handles = [module.register_forward_hook(Hook(self, SampleCounter._bind), with_kwargs=True)]
 
     def __del__(self):
@@ -74,25 +76,16 @@ class SampleCounter:
         """Let go of the module."""
         remove(self._handles)
 
-    @contextmanager
-    def given(self, weight):
-        """For a forward pass through the wrapper, which has seen to it that all is averaged; `weight` may be None."""
-        self._weight, self._is_checked = weight, True
-        try:
-            yield
-        finally:
-            self._weight, self._is_checked = None, False
-
     def _bind(self, module, args, kwargs, output):
         if torch.is_grad_enabled():
-            is_known = self._is_checked or self._reducer.trains_all(module)
+            is_known = self.is_checked or self._reducer.trains_all(module)
             Forward(self._reducer, self._count(args, kwargs), is_known).bind(output)
 
     def _count(self, args, kwargs):
         if not self._reducer.weight_by_batch:
             return (1,)
-        if self._weight is not None:
-            return (self._weight,)
+        if self.given is not None:
+            return (self.given,)
         counts = tuple(dict.fromkeys(batch_sizes((args, kwargs), self._batch_dim)))
         if not counts:
             raise ValueError(

@@ -82,6 +82,7 @@ class DataParallel(nn.Module):
         _check_module(self.module, self.comm)
         share_start(self.module, self.comm, self._options)
         self._reducer.watch(self.module)
+        self._shares_buffers = self.broadcast_buffers and any(True for _ in self.module.buffers())
 
     def forward(self, *args, **kwargs):
         """What the module gives.
@@ -96,10 +97,14 @@ class DataParallel(nn.Module):
         if not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._check_module_is_ours()
-        if self.broadcast_buffers and self.training and self._reducer.is_synced:
+        if self._shares_buffers and self.training and self._reducer.is_synced:
             share_buffers(self.module, self.comm)
-        with self._counter.given(None if weight is None else checked_weight(weight)):
+        counter = self._counter
+        counter.given, counter.is_checked = None if weight is None else checked_weight(weight), True
+        try:
             return self.module(*args, **kwargs)
+        finally:
+            counter.given, counter.is_checked = None, False
 
     def _check_module_is_ours(self):
         """Take over what has changed in the module since it was wrapped, on all ranks together."""

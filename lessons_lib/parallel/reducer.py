@@ -104,7 +104,9 @@ class Reducer:
         self._number += self._is_synced()  # counted now: a pass that fails from here on is missed by the other ranks
 
     def _is_synced(self):
-        return any(forward.is_synced for forward in self._forwards) if self._forwards else self.is_synced
+        if not self._forwards:
+            return self.is_synced
+        return True in [forward.is_synced for forward in self._forwards]
 
     def _send_early(self, parameter):
         """Put a gradient into its bucket, and reduce those buckets that are full."""
@@ -126,11 +128,12 @@ class Reducer:
         if not self._arrived:  # torch.autograd.grad(): nothing is put into any .grad
             self._differentiated += self._forwards if self._is_differentiable else []
             return
-        if any(parameter.grad is None for parameter in self._arrived):
-            raise RuntimeError(
-                "a gradient was taken away before it was averaged: step and set .grad to None when backward() has "
-                "returned, not in a hook of the parameter"
-            )
+        for parameter in self._arrived:
+            if parameter.grad is None:
+                raise RuntimeError(
+                    "a gradient was taken away before it was averaged: step and set .grad to None when backward() has "
+                    "returned, not in a hook of the parameter"
+                )
         # A penalty on gradients that torch.autograd.grad() gave leads past the outputs, back to where they came from.
         counts = [forward.counts for forward in self._forwards or self._differentiated]
         self._kept += counts
