@@ -27,7 +27,7 @@ def run_cells(*sources):
 
 # --- source lines -----------------------------------------------------------------------------------------------------
 
-CELL = """\
+CELL = """
 from lessons_lib import RankFailed, launch
 
 def helper(x):
@@ -164,12 +164,13 @@ def test_settings_are_those_of_the_launcher_now(monkeypatch, tmp_path, transport
         torch.set_default_dtype(before)
 
 
-def test_a_deleted_working_directory_is_no_reason_to_fail(monkeypatch, tmp_path):
+def test_a_deleted_working_directory_is_named(monkeypatch, tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     monkeypatch.chdir(gone)
     gone.rmdir()
-    assert launch(lambda comm: comm.rank, world_size=2) == [0, 1]
+    with pytest.raises(FileNotFoundError, match="the working directory has been deleted"):
+        launch(lambda comm: comm.rank, world_size=2)
 
 
 # --- options of launch, and parameters of the same name ---------------------------------------------------------------
@@ -180,9 +181,7 @@ def traced(comm, trace=False, links=None, world_size=0):
 
 
 def test_an_option_that_the_function_would_not_get_is_refused():
-    with pytest.raises(
-        TypeError, match=r"trace=True is an option of launch, and .* functools.partial\(fn, trace=...\)"
-    ):
+    with pytest.raises(TypeError, match=r"trace=True is an option of launch, and .*functools.partial\(fn, trace=...\)"):
         launch(functools.partial(traced, world_size=3), world_size=1, trace=True)
     with pytest.raises(TypeError, match="world_size=2 is an option of launch"):
         launch(traced, world_size=2)

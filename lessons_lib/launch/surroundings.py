@@ -3,7 +3,6 @@
 import os
 import random
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,14 +15,14 @@ class Surroundings:
 
     Attributes:
         environment: all environment variables.
-        folder: the working directory; None if it has been deleted.
+        folder: the working directory.
         import_path: `sys.path`.
         dtype: torch's default.
         seeds: drawn from the generators of torch, NumPy and Python, in this order.
     """
 
     environment: dict
-    folder: str | None
+    folder: str
     import_path: list
     dtype: torch.dtype
     seeds: tuple
@@ -31,9 +30,10 @@ class Surroundings:
     @classmethod
     def here(cls):
         """Those of this process. Drawing the seeds moves its generators on: the next launch gets others."""
-        folder = None
-        with suppress(FileNotFoundError):
+        try:
             folder = os.getcwd()
+        except FileNotFoundError as error:
+            raise FileNotFoundError("the working directory has been deleted: os.chdir to one that exists") from error
         seeds = int(torch.randint(2**62, ()).item()), int(np.random.randint(2**62)), random.getrandbits(62)
         return cls(dict(os.environ), folder, list(sys.path), torch.get_default_dtype(), seeds)
 
@@ -42,8 +42,7 @@ class Surroundings:
         for name in set(os.environ) - set(self.environment):
             del os.environ[name]
         os.environ.update(self.environment)
-        if self.folder is not None:
-            os.chdir(self.folder)
+        os.chdir(self.folder)
         sys.path[:] = self.import_path
         torch.set_default_dtype(self.dtype)
         for_torch, for_numpy, for_python = (np.random.SeedSequence([seed, rank]) for seed in self.seeds)
