@@ -45,7 +45,9 @@ class Tensor:
         """A @ B, of shapes (..., n, k) and (..., k, m)."""
         other = _lift(other, self.data)
         if min(self.data.dim(), other.data.dim()) < 2:
-            raise ValueError(f"@ takes two matrices, not shapes {tuple(self.data.shape)} and {tuple(other.data.shape)}")
+            raise ValueError(
+                f"@ of shapes {tuple(self.data.shape)} and {tuple(other.data.shape)}: two matrices are needed"
+            )
         return Tensor(
             self.data @ other.data, [(self, lambda g: g @ other.data.mT), (other, lambda g: self.data.mT @ g)], "@"
         )

@@ -104,7 +104,7 @@ def training_bytes(num_parameters, recipe="mixed adam"):
     Source: Rajbhandari et al. (2020), "ZeRO", section 3.1.
     """
     if recipe not in RECIPES:
-        raise ValueError(f"recipe must be one of {', '.join(map(repr, RECIPES))}, not {recipe!r}")
+        raise ValueError(f"recipe={recipe!r}: one of {', '.join(map(repr, RECIPES))} is needed")
     return {what: size * num_parameters for what, size in RECIPES[recipe].items()}
 
 
@@ -127,7 +127,7 @@ def activation_bytes(num_layers, width, heads, context, batch=1, recompute="noth
     """
     bytes_each = {"nothing": 34 + 5 * heads * context / width, "attention": 34, "all": 2}
     if recompute not in bytes_each:
-        raise ValueError(f"recompute must be one of {', '.join(map(repr, bytes_each))}, not {recompute!r}")
+        raise ValueError(f"recompute={recompute!r}: one of {', '.join(map(repr, bytes_each))} is needed")
     return round(num_layers * context * batch * width * bytes_each[recompute])
 
 

@@ -5,11 +5,13 @@ from itertools import pairwise
 
 from torch import nn
 
+from .errors import check_whole
+
 
 def linear(num_features, num_outputs=1):
     """Make x Wᵀ + b, from (N, num_features) to (N, num_outputs): linear regression, or the logits of a classifier."""
-    if num_features < 1 or num_outputs < 1:
-        raise ValueError(f"num_features and num_outputs must be at least 1, not {num_features} and {num_outputs}")
+    check_whole("num_features", num_features, 1)
+    check_whole("num_outputs", num_outputs, 1)
     return nn.Linear(num_features, num_outputs)
 
 
@@ -31,7 +33,7 @@ def mlp(sizes, activation=nn.ReLU):
         or len(sizes) < 2
         or any(not isinstance(size, int) or size < 1 for size in sizes)
     ):
-        raise ValueError(f"sizes must be at least two ints of at least 1, not {sizes!r}")
+        raise ValueError(f"sizes={sizes!r}: a list of at least two whole numbers of at least 1 is needed")
     layers = [nn.Flatten()]
     for width, next_width in pairwise(sizes):
         layers += [nn.Linear(width, next_width), activation()]
@@ -73,7 +75,7 @@ class LeNet(_ImageClassifier):
 
     def __init__(self, size=32, num_classes=10):
         if size not in (28, 32):
-            raise ValueError(f"size must be 28 or 32, not {size!r}")
+            raise ValueError(f"size={size!r}: 28 or 32 is needed")
         super().__init__(
             size,
             c1=nn.Conv2d(1, 6, 5, padding=(32 - size) // 2),
@@ -105,8 +107,7 @@ class SimpleCNN(_ImageClassifier):
     """
 
     def __init__(self, size=28, num_classes=10):
-        if size < 3:
-            raise ValueError(f"size must be at least 3, not {size!r}")
+        check_whole("size", size, 3)
         super().__init__(
             size,
             conv=nn.Conv2d(1, 32, 3),

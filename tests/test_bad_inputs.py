@@ -77,8 +77,8 @@ BAD = [
     (lambda: train(validation=(torch.ones(8, 4),)), TypeError, r"validation is a \['Tensor'\]: \(x, y\), two"),
     (lambda: train(epochs=1.5), ValueError, r"epochs=1\.5: a whole number of at least 0"),
     (lambda: train(batch_size=None), ValueError, "batch_size=None: a whole number"),
-    (lambda: models.mlp(4), ValueError, "sizes must be at least two ints of at least 1, not 4"),
-    (lambda: devices.Work("many"), ValueError, "flops must be at least 0, not 'many'"),
+    (lambda: models.mlp(4), ValueError, "sizes=4: a list of at least two whole numbers"),
+    (lambda: devices.Work("many"), ValueError, "flops='many': a number of at least 0 is needed"),
 ]
 
 

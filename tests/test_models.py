@@ -70,10 +70,10 @@ def test_lenet_layers_have_the_papers_shapes():
     "make, words",
     [
         (lambda: linear(0), "num_features"),
-        (lambda: mlp([10]), r"at least two ints of at least 1, not \[10\]"),
+        (lambda: mlp([10]), r"sizes=\[10\]: a list of at least two whole numbers"),
         (lambda: mlp([10, 0]), "sizes"),
-        (lambda: LeNet(30), "size must be 28 or 32, not 30"),
-        (lambda: SimpleCNN(2), "size must be at least 3"),
+        (lambda: LeNet(30), "size=30: 28 or 32 is needed"),
+        (lambda: SimpleCNN(2), "size=2: a whole number of at least 3 is needed"),
         (lambda: LeNet()(torch.zeros(2, 1, 28, 28)), r"LeNet\(size=32\) takes .* not \(2, 1, 28, 28\)"),
         (lambda: SimpleCNN()(torch.zeros(2, 784)), r"not \(2, 784\)"),
     ],

@@ -264,7 +264,7 @@ def test_inputs_follow_their_specs():
     for wrong in ((0, 1), (2, 1, 1, 1), [], "abc", None):
         with pytest.raises((TypeError, ValueError), match="spec"):
             show.control(draw, spec=wrong)
-    with pytest.raises(TypeError, match="draw must return"):
+    with pytest.raises(TypeError, match="draw returned a int"):
         show.control(lambda n: 3, n=(1, 2, 1, 1))
 
 

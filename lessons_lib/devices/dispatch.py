@@ -8,9 +8,14 @@ from numbers import Real
 class Work:
     """A piece of work, as a device sees it.
 
-    flops: floating-point operations. bytes_in, bytes_out: brought to the device before, and back after.
-    bytes_touched: read plus written in the device's own memory. num_launches: operations it consists of.
-    Raises ValueError for a negative number.
+    Args:
+        flops: the number of floating-point operations.
+        bytes_in, bytes_out: how many bytes are brought to the device before, and back after.
+        bytes_touched: how many bytes are read plus written in the memory of the device.
+        num_launches: how many operations the work consists of.
+
+    Raises:
+        ValueError: a number is negative.
     """
 
     flops: float = 0.0
@@ -23,7 +28,7 @@ class Work:
         for field in fields(self):
             value = getattr(self, field.name)
             if not isinstance(value, Real) or not value >= 0:
-                raise ValueError(f"{field.name} must be at least 0, not {value!r}")
+                raise ValueError(f"{field.name}={value!r}: a number of at least 0 is needed")
 
 
 @dataclass(frozen=True)
@@ -61,14 +66,22 @@ class Decision:
 
 
 def predict(work, m):
-    """The time of `work` (a `Work`) on a device with the speeds of the `Measurement` m.
+    """Predict how long a piece of work takes on a device (lesson 07).
 
         transfer = round_trip + bytes_in / to_device + bytes_out / from_device
         launch   = num_launches · launch
         compute  = max(flops / flops_per_s, bytes_touched / memory)      whichever the device runs out of first
 
-    The three are added; a device that overlaps them is faster than this. Source: the roofline model, Williams et al.
-    (2009), for compute. Lesson 07.
+    The three are added; a device that overlaps them is faster than this.
+
+    Args:
+        work: a `Work`.
+        m: the `Measurement` of the device.
+
+    Returns:
+        A `Prediction`.
+
+    Source: for compute, the roofline model, Williams et al. (2009).
     """
     transfer_s = m.round_trip_s + work.bytes_in / m.to_device_Bps + work.bytes_out / m.from_device_Bps
     compute_s = max(work.flops / m.flops_per_s, work.bytes_touched / m.memory_Bps)
@@ -76,12 +89,20 @@ def predict(work, m):
 
 
 def dispatch(work, measurements):
-    """Give `work` to the device on which it finishes first, transfer included: a `Decision` that says why.
+    """Choose the device on which a piece of work finishes first, transfer included (lesson 07).
 
-    measurements: a list of `Measurement`, such as [measure(device) for device in probe()]; of equals the first wins.
-    Raises ValueError for an empty list. Lesson 07.
+    Args:
+        work: a `Work`.
+        measurements: a list of `Measurement`, such as [measure(device) for device in probe()]. Of equals the first
+            wins.
+
+    Returns:
+        A `Decision`, which says why.
+
+    Raises:
+        ValueError: the list is empty.
     """
     predictions = sorted((predict(work, m) for m in measurements), key=lambda p: p.total_s)
     if not predictions:
-        raise ValueError("measurements must hold at least one device, not none")
+        raise ValueError("measurements=[]: the Measurement of at least one device is needed")
     return Decision(predictions[0].device, tuple(predictions))

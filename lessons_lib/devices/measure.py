@@ -12,12 +12,16 @@ from .probe import probe
 
 @dataclass(frozen=True)
 class Measurement:
-    """Speeds of one device, measured.
+    """The measured speeds of one device.
 
-    flops_per_s: in a large matrix product (2 n³ operations). memory_Bps: bytes read plus written, in a large copy.
-    to_device_Bps, from_device_Bps: bytes per second from the host's memory and back (inf for the CPU itself).
-    launch_s: what one more small operation costs. round_trip_s: to bring one number there, add to it and have the
-    answer back, less launch_s (0 for the CPU).
+    Attributes:
+        device: what torch calls it.
+        flops_per_s: operations per second in a large matrix product, which has 2 n³ of them.
+        memory_Bps: bytes read plus written per second, in a large copy.
+        launch_s: how much longer it takes with one small operation more.
+        to_device_Bps, from_device_Bps: bytes per second from the memory of the host and back; inf for the CPU.
+        round_trip_s: how long it takes to bring one number there, add to it and have the answer back, less launch_s; 0
+            for the CPU.
     """
 
     device: str
@@ -40,14 +44,23 @@ class Measurement:
 def measure(device="cpu", dtype=torch.float32):
     """Measure one device in well under a second on an idle machine. Takes up to 1 GB there (0.2 GB on the CPU).
 
-    device: a `Device`, a torch.device or its name. dtype: of the matrix product.
     The CPU is measured with the number of threads that torch uses now. Copies are of ordinary (pageable) memory.
-    Returns a `Measurement`. Raises ValueError for a device that isn't there. Lesson 07.
+    Lesson 07.
+
+    Args:
+        device: a `Device`, a torch.device or its name.
+        dtype: the dtype of the matrix product.
+
+    Returns:
+        A `Measurement`.
+
+    Raises:
+        ValueError: the device is not there.
     """
     asked, names = str(getattr(device, "name", device)), [device.name for device in probe()]
     name = asked if asked in names else f"{asked}:0"
     if name not in names:
-        raise ValueError(f"device must be one of {', '.join(names)}, not {asked}")
+        raise ValueError(f"device={asked!r}: one of {', '.join(names)} is needed")
     device = torch.device(name)
     launch_s = _launch_s(device)
     transfers = _transfer_speeds(device, launch_s) if device.type != "cpu" else ()

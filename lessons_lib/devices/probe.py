@@ -16,11 +16,14 @@ import torch
 class Device:
     """A place where tensors can live and be worked on.
 
-    name: what torch calls it, such as "cpu" or "cuda:0". description: what its maker calls it.
-    memory_bytes: all that is built in, or None where the backend doesn't say.
-    The rest is known of the CPU alone. logical_cores, physical_cores: of the machine (physical may be unknown).
-    usable_cores: of those, what affinity and the container's quota leave us; a quota may be a fraction.
-    memory_limit_bytes: the container's, None without. shared_memory_bytes: size of the file system for it.
+    Attributes:
+        name: what torch calls it, such as "cpu" or "cuda:0".
+        description: what its maker calls it.
+        memory_bytes: all that is built in, or None where the backend does not say.
+        logical_cores, physical_cores: those of the machine, for the CPU only; the physical ones may be unknown.
+        usable_cores: how many of these affinity and the quota of the container leave us; it may be a fraction.
+        memory_limit_bytes: the limit of the container, or None.
+        shared_memory_bytes: the size of the file system for shared memory, or None.
     """
 
     name: str
@@ -42,14 +45,20 @@ def probe():
 
 
 def usable_cores(root="/"):
-    """Cores this process may keep busy: its affinity, cut by the container's quota, rounded up; at least 1."""
+    """Count the cores that this process may keep busy: its affinity or the container's quota, rounded up."""
     return max(1, math.ceil(_usable_cores(root)))
 
 
 def cgroup_limits(root="/"):
-    """Limits that a container (a Linux control group, version 1 or 2) sets: (cores or None, memory_bytes or None).
+    """Read the limits that a container sets, which is a Linux control group of version 1 or 2.
 
-    root: where the file system starts; another one in tests. The tightest of our group and those around it holds.
+    The tightest limit holds, of our group and those around it.
+
+    Args:
+        root: where the file system starts; tests have another one.
+
+    Returns:
+        (cores, memory_bytes), each None where there is no limit.
     """
     cores, memory = [], []
     for group in _groups(Path(root)):  # a file of the other version reads as ""
@@ -64,10 +73,12 @@ def cgroup_limits(root="/"):
 
 
 def memory_left(root="/"):
-    """Bytes that may still be taken before this machine's memory is full, or the limit of a container around us.
+    """Say how many bytes may still be taken before the memory of this machine or a container around us is full.
 
-    What the container's file cache holds counts as free where nobody has used it of late: it makes room when needed.
-    root: as for `cgroup_limits`.
+    The part of the container's file cache that nobody has used of late counts as free: it makes room when needed.
+
+    Args:
+        root: as for `cgroup_limits`.
     """
     left = [psutil.virtual_memory().available]
     for group in _groups(Path(root)):
@@ -80,7 +91,7 @@ def memory_left(root="/"):
 
 
 def out_of_memory_kills(root="/"):
-    """How many processes of our control groups the system has ended because memory ran out; None if nobody counts."""
+    """Count the processes of our control groups that were ended because memory ran out; None if nobody counts them."""
     texts = [_read(group / name) for group in _groups(Path(root)) for name in ("memory.events", "memory.oom_control")]
     counts = re.findall(r"^oom_kill (\d+)", "\n".join(texts), re.MULTILINE)
     return sum(map(int, counts)) if counts else None

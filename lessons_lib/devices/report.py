@@ -1,4 +1,4 @@
-"""This machine in one line, and on one page. No host name, user name or path: both end up in published pages."""
+"""Describe this machine in one line, and on one page: without host name, user name and path, as pages are public."""
 
 import platform
 from collections import Counter
@@ -9,7 +9,7 @@ from .probe import probe, usable_cores
 
 
 def machine_line():
-    """This machine in one line, such as "2 cores, 24 GB memory (limit 2 GB), no accelerator, torch 2.13.0"."""
+    """Describe this machine in one line, such as "2 cores, 24 GB memory (limit 2 GB), no accelerator, torch 2.13.0"."""
     cpu, *accelerators = probe()
     limit = f" (limit {gigabytes(cpu.memory_limit_bytes)})" if cpu.memory_limit_bytes else ""
     counts = Counter(device.description for device in accelerators)
@@ -19,9 +19,10 @@ def machine_line():
 
 
 def report(measurements=()):
-    """This machine on one page, for people; GB are 10⁹ bytes.
+    """Describe this machine on one page, for people; GB are 10⁹ bytes.
 
-    measurements: what `measure` returned, shown below.
+    Args:
+        measurements: a list of what `measure` returned, to be shown as well.
     """
     cpu, *accelerators = probe()
     limit = f", of which the container may use {gigabytes(cpu.memory_limit_bytes)}" if cpu.memory_limit_bytes else ""

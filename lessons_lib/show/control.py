@@ -18,8 +18,12 @@ _LIVE_S = 0.3  # a picture that is drawn faster follows the slider while it move
 class Control:
     """Widgets that feed `draw`, and the picture it returns; displays itself.
 
-    widgets: {name: widget}; image: the `widgets.Image`; message: the `widgets.HTML` for an error of `draw`;
-    picture: the `Picture` shown now; still: the one for pages without a kernel (default: the first).
+    Attributes:
+        widgets: {name: widget}.
+        image: the `widgets.Image`.
+        message: the `widgets.HTML` that shows an error of `draw`.
+        picture: the `Picture` that is shown now.
+        still: the `Picture` for pages without a kernel; by default the first.
     """
 
     def __init__(self, draw, inputs, continuous=None, still=None, extra=()):
@@ -45,7 +49,7 @@ class Control:
     def _drawn(self):
         drawn = self._draw(**self.values)
         if not isinstance(drawn, (Picture, Figure)):
-            raise TypeError(f"draw must return a Picture or a matplotlib Figure, got {type(drawn).__name__}")
+            raise TypeError(f"draw returned a {type(drawn).__name__}: a Picture or a matplotlib Figure is needed")
         return drawn if isinstance(drawn, Picture) else Picture(drawn)
 
     def _show(self):
@@ -71,15 +75,21 @@ class Control:
 
 
 def control(draw, *, continuous=None, **specs):
-    """A `Control`: one input for each keyword, and the picture `draw(**values)`, drawn anew on every change.
+    """Make one input per keyword, and the picture `draw(**values)`, which is drawn anew on every change.
 
-    draw: called with the values by name; returns a `Picture` or a matplotlib `Figure`.
-    specs: name=(low, high, step, start), a slider, of whole numbers if all four are; name=[choices], a
-    slider over the choices if they are numbers and a menu if not; name=True or False, a tick box; or any
-    ipywidgets input.
-    continuous: re-draw while a slider moves (True), or when it is let go (False); None: if the first was
-    quick. An error of the first picture is raised; a later one is shown below the picture.
-    Raises TypeError or ValueError for a spec that doesn't fit.
+    Args:
+        draw: a function of the values by name that returns a `Picture` or a matplotlib `Figure`.
+        continuous: whether to draw again while a slider moves (True) or when it is let go (False). By default the
+            picture follows the slider if the first one was quick.
+        specs: name=(low, high, step, start) makes a slider, of whole numbers if all four are; name=[choices] makes a
+            slider over the choices if they are numbers, and else a menu; name=True or False makes a tick box; any
+            ipywidgets input is taken as it is.
+
+    Returns:
+        A `Control`. It shows an error of a later picture below the picture before.
+
+    Raises:
+        TypeError, ValueError: a spec does not fit. An error of the first picture is raised too.
     """
     return Control(draw, {name: _widget(name, spec) for name, spec in specs.items()}, continuous)
 
@@ -101,14 +111,14 @@ def _widget(name, spec):
     if isinstance(spec, tuple) and len(spec) == 4 and all(map(_is_number, spec)):
         low, high, step, start = spec
         if not (low <= start <= high and low < high and step > 0):
-            raise ValueError(f"{name}={spec!r}: need low < high, step > 0 and low ≤ start ≤ high")
+            raise ValueError(f"{name}={spec!r}: low < high, step > 0 and low ≤ start ≤ high are needed")
         bounds = {"min": low, "max": high, "step": step, "value": start}
         if all(isinstance(each, int) for each in spec):
             return widgets.IntSlider(**bounds, **look)
         decimals = len(f"{step:.8f}".rstrip("0").partition(".")[2])
         return widgets.FloatSlider(**bounds, readout_format=f".{decimals}f", **look)
     accepted = "(low, high, step, start), a list of choices, a bool or a widget"
-    raise TypeError(f"{name}={spec!r} is no input: give {accepted}")
+    raise TypeError(f"{name}={spec!r}: {accepted} is needed")
 
 
 def _is_number(value):

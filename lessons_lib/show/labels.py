@@ -13,7 +13,7 @@ from .style import COLOURS, INK, text_colour
 
 
 def spread(centres, sizes, low, high):
-    """Centres moved as little as possible, so that intervals of these sizes are disjoint and in [low, high].
+    """Move centres as little as possible, so that intervals of these sizes are disjoint and in [low, high].
 
     Minimises Σ (cᵢ' − cᵢ)² subject to cᵢ₊₁' − cᵢ' ≥ (sᵢ + sᵢ₊₁) / 2 as an isotonic regression: each value is
     the largest, over where a stretch may begin before it, of the smallest means of stretches that end after it.
@@ -94,9 +94,9 @@ def edge_labels(ax, edge="right"):
 
 
 def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
-    """A labelled straight line across `ax` at `value` of the axis "x" (upright line) or "y" (level line)."""
+    """Draw a labelled line across `ax`, upright at `value` of the axis "x" or level at `value` of the axis "y"."""
     if axis not in ("x", "y"):
-        raise ValueError(f'axis must be "x" or "y", got {axis!r}')
+        raise ValueError(f'axis={axis!r}: "x" or "y" is needed')
     look = {"color": colour, "linestyle": linestyle, "linewidth": 1.4, "zorder": 1.8}
     if axis == "y":
         ax.axhline(value, **look)
@@ -108,7 +108,7 @@ def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
 
 
 def key(ax, entries):
-    """Samples in a row between title and axes; entries: [(`Patch` or `Line2D`, name), …]."""
+    """Draw a row of samples between title and axes; `entries` are pairs (`Patch` or `Line2D`, name)."""
     letters = 11 * ax.figure.get_figwidth()
     columns = max(1, min(len(entries), int(letters / (6 + max(len(str(name)) for _, name in entries)))))
     lift = 16 * any(isinstance(each, EdgeLabels) and each.edge == "top" for each in ax.get_children())
@@ -120,16 +120,16 @@ def key(ax, entries):
 
 
 def draw_guess(ax, guess, axis="y", unit="", named=True):
-    """The learner's guess as a dashed, labelled line. None or `...` (not guessed yet) draws nothing."""
+    """Draw the learner's guess as a dashed, labelled line. None or `...` (not guessed yet) draws nothing."""
     if guess is None or guess is ...:
         return
     if isinstance(guess, bool) or not isinstance(guess, numbers.Real) or not np.isfinite(guess):
-        raise TypeError(f"guess must be a finite number (or None), got {guess!r}")
+        raise TypeError(f"guess={guess!r}: a finite number or None is needed")
     label = named * f"your guess: {float(guess):g}{' ' * bool(unit)}{unit}"
     mark(ax, float(guess), label, axis, COLOURS["guess"], linestyle=(0, (6, 3)))
 
 
 def arrow(ax, start, end, bend=0.0, **look):
-    """An arrow with a filled head, bent to its right by `bend` of its length."""
+    """Draw an arrow with a filled head, bent to its right by `bend` of its length."""
     look = {"color": INK, "arrowstyle": "-|>", "connectionstyle": f"arc3,rad={bend}"} | look
     ax.add_patch(FancyArrowPatch(start, end, **look))

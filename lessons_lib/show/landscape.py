@@ -13,16 +13,25 @@ _HEIGHTS = LinearSegmentedColormap.from_list("heights", ["#FFFFFF", "#C9CFD6"]) 
 def contours(f, paths, xlim, ylim, title="", *, xlabel="$w_0$", ylabel="$w_1$", minimum=None, colours=None, ax=None):
     """Lines of equal loss with paths through them, from a white dot to a framed mark; a `Picture`.
 
-    f(x, y): the loss for arrays x, y of one shape (or for two numbers: then it is called point by point).
-    paths: {name: points}, points of shape (N, 2), array or tensor; a mark is one step. {}: the landscape alone.
-    xlim, ylim: (low, high) of the view. minimum: (x, y), marked with a cross.
-    Raises ValueError or TypeError for input that doesn't fit.
+    Args:
+        f: a function (x, y) that returns the loss for arrays x, y of one shape; one that takes two numbers is called
+            point by point.
+        paths: {name: points}, where points is an array or tensor of shape (N, 2), one row per step. With {} the
+            landscape is drawn alone.
+        xlim, ylim: (low, high), the limits of the view.
+        title, xlabel, ylabel: the texts of the figure.
+        minimum: (x, y), to be marked with a cross.
+        colours: {name: colour}.
+        ax: axes to draw in, instead of a new figure.
+
+    Raises:
+        TypeError, ValueError: an argument does not fit.
     """
     paths = {name: _path(name, points) for name, points in paths.items()}
     ax = ax or figure(height=4.4)[1]
     for argument, (low, high) in {"xlim": xlim, "ylim": ylim}.items():
         if not low < high:
-            raise ValueError(f"{argument} must be (low, high) with low < high, got {(low, high)}")
+            raise ValueError(f"{argument}={(low, high)}: (low, high) with low < high is needed")
     _draw_heights(ax, f, xlim, ylim)
     if minimum is not None:
         ax.plot(*minimum, marker="x", color=INK, markersize=9, markeredgewidth=2, zorder=5)

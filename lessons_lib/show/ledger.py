@@ -10,15 +10,21 @@ _NUMBERED_BARS = 8  # up to so many bars in a panel carry their number
 
 
 def ledger(counts, title="", *, direction="sent", formula=None, guess=None):
-    """Bars of the bytes that each rank sends or receives, one panel for each algorithm, all on one scale; a `Picture`.
+    """Draw the bytes that each rank sends or receives, one panel per algorithm, all on one scale; a `Picture`.
 
-    counts: a `Counts` (from `count`), a list of `Ledger`s, one a rank (`launch(...).ledgers`), or {name: one of them}.
-    direction: "sent" or "received". guess: the learner's number of bytes, a dashed line.
-    formula: (text, bytes), a level line, such as ("2(N−1)/N · M", 24e6); or {name: (text, bytes)}.
-    Raises TypeError or ValueError for what is no ledger, and for a direction or formula that doesn't fit.
+    Args:
+        counts: a `Counts` (from `count`), a list of `Ledger`s, one per rank (`launch(...).ledgers`), or
+            {name: one of them}.
+        title: the title of the figure.
+        direction: "sent" or "received".
+        formula: (text, bytes), drawn as a level line, such as ("2(N−1)/N · M", 24e6); or {name: (text, bytes)}.
+        guess: the number of bytes that the learner guessed, drawn as a dashed line.
+
+    Raises:
+        TypeError, ValueError: `counts` is no ledger, or the direction or the formula does not fit.
     """
     if direction not in ("sent", "received"):
-        raise ValueError(f'direction must be "sent" or "received", got {direction!r}')
+        raise ValueError(f'direction={direction!r}: "sent" or "received" is needed')
     counts = counts if isinstance(counts, Mapping) else {"": counts}
     bars = {name: _bytes(name, each, f"bytes_{direction}") for name, each in counts.items()}
     formulas = formula if isinstance(formula, Mapping) else dict.fromkeys(bars, formula) if formula else {}
@@ -51,7 +57,9 @@ def _bytes(name, each, wanted):
     values = getattr(each, wanted, None) or [getattr(one, wanted, None) for one in ledgers]
     if not isinstance(values, (list, tuple)) or not values or None in values:
         where = f" of {name!r}" if name else ""
-        raise TypeError(f"counts{where} must be a Counts or a list of Ledgers, one a rank, got {type(each).__name__}")
+        raise TypeError(
+            f"counts{where} is a {type(each).__name__}: a Counts or a list of Ledgers, one per rank, is needed"
+        )
     return list(values)
 
 

@@ -58,13 +58,22 @@ def everybody(world_size):
 
 
 def schedule(schedule, title="", *, max_rounds=7):
-    """What every rank holds at the start and after each round: a row a rank, a column a chunk; a `Picture`.
+    """Draw what every rank holds at the start and after each round, one row per rank and one column per chunk.
 
     A stripe in a cell is the contribution of the rank of that colour; with more than 8 ranks, a cell is the darker the
     more contributions it holds. Arrows are the messages of the round.
 
-    max_rounds: how many rounds (≥ 1) to draw; of a longer schedule, evenly spaced ones and the last.
-    Raises TypeError or ValueError for what is no schedule, and for more than 64 ranks or chunks.
+    Args:
+        schedule: a `Schedule` of at most 64 ranks and 64 chunks.
+        title: the title of the figure.
+        max_rounds: how many rounds to draw, at least 1; of a longer schedule, evenly spaced ones and the last.
+
+    Returns:
+        A `Picture`.
+
+    Raises:
+        TypeError: `schedule` is something else.
+        ValueError: there are more ranks or chunks.
     """
     after, last, size = states(schedule), len(schedule.rounds), schedule.world_size
     drawn = np.unique(np.linspace(0, last, min(last, max_rounds) + 1).round().astype(int))

@@ -1,4 +1,4 @@
-"""What every rank did, and when: a lane a rank, on one clock."""
+"""What every rank did, and when: one lane per rank, on one clock."""
 
 from collections import defaultdict
 
@@ -17,15 +17,22 @@ _SLACK = 0.02  # of a span's length: what overlaps less is taken as one after th
 
 
 def timeline(trace, title="", *, ranks=None, guess=None, ax=None):
-    """A Gantt picture of a `Trace`: what each rank computed, sent, received, added, copied, and when it waited.
+    """Draw a `Trace`: what each rank computed, sent, received, added and copied, and when it waited; a `Picture`.
 
     What a rank does at once (sending while receiving) lies in tracks of its lane; a blank lane is an idle rank.
     Arrows join a send to its receipt while there are few. Time starts at 0 with the first span. The title says so
     when the times are simulated or come from emulated links.
 
-    trace: a `Trace`, such as `launch(..., trace=True).trace` or `simulate(...).trace`.
-    ranks: the ranks to show, at most 64 (default: the first 64). guess: the learner's total time in seconds.
-    Raises TypeError or ValueError for what is no trace, for an empty trace, and for ranks that are not in it.
+    Args:
+        trace: a `Trace`, such as `launch(..., trace=True).trace` or `simulate(...).trace`.
+        title: the title of the figure.
+        ranks: the ranks to show, at most 64; by default the first 64.
+        guess: the total time in seconds that the learner guessed.
+        ax: axes to draw in, instead of a new figure.
+
+    Raises:
+        TypeError: `trace` is something else.
+        ValueError: `trace` is empty, or `ranks` are not in it.
     """
     spans, shown, left_out = _select(trace, ranks)
     start_s = min(span.start_s for span in spans)
@@ -59,7 +66,7 @@ def _lane_inches(num_lanes, bar):
 
 def _select(trace, ranks):
     if not hasattr(trace, "spans") or not hasattr(trace, "source"):
-        raise TypeError(f"trace must be a Trace, such as launch(..., trace=True).trace, got {type(trace).__name__}")
+        raise TypeError(f"trace is a {type(trace).__name__}: a Trace is needed, such as launch(..., trace=True).trace")
     there = sorted({span.rank for span in trace.spans})
     if not there:
         raise ValueError("trace is empty: launch with trace=True, and let the ranks do something")
