@@ -46,8 +46,8 @@ def sigmoid(x):
         TypeError: x is no float tensor.
     """
     _check_are_floats(x=x)
-    falling = (-x.clamp(min=0)).exp()
-    rising = x.clamp(max=0).exp()
+    falling = (-x).masked_fill(x < 0, 0).exp()  # clamp's gradient at its bound differs between versions of torch
+    rising = x.masked_fill(x >= 0, 0).exp()
     return torch.where(x >= 0, 1 / (1 + falling), rising / (1 + rising))
 
 
