@@ -15,9 +15,9 @@ from ..comm.factory import of_group
 def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device=None):
     """The `Communicator` of a process that `torchrun` started, or that has joined a process group already.
 
-    Use it as `with connect() as comm:`, or call `comm.close()` last. Where ranks run on several machines, gloo takes the
-    network interface that leads to MASTER_ADDR, and one rank per machine says which that is. GLOO_SOCKET_IFNAME, if
-    set, decides.
+    Use it as `with connect() as comm:`, or call `comm.close()` last. Where ranks run on several machines, gloo takes
+    the network interface that leads to MASTER_ADDR, and one rank per machine says which that is.
+    GLOO_SOCKET_IFNAME, if set, decides.
 
     Args:
         algorithm, links, timeout_s, trace: as for `launch`.
