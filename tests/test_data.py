@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import DataLoader, TensorDataset
 
 from lessons_lib.data import RankSampler, batches, digits, digits_28, regression
-from lessons_lib.launch.processes import context
+from lessons_lib.launch.server import context
 
 
 def test_digits_shapes_range_and_split():

@@ -12,7 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lessons_lib.data import RankSampler, augmented
-from lessons_lib.launch.processes import context
+from lessons_lib.launch.server import context
 from lessons_lib.shards import MANIFEST, MappedRecords, ShardStream, damage, read_manifest, write_shards
 
 RECORDS = np.arange(103, dtype="<u4").view(np.uint8).reshape(-1, 4)  # record k holds the number k

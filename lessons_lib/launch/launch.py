@@ -15,8 +15,10 @@ from ..errors import InvalidSchedule
 from ..schedules import Links, Schedule
 from ..schedules.choose import check_algorithm
 from ..schedules.verify import check_schedule
-from .processes import Ranks, context, interrupts_put_off
+from .interrupts import interrupts_put_off
+from .processes import Ranks
 from .rank import Setup
+from .server import context
 from .surroundings import Surroundings
 from .travel import packed
 
@@ -91,9 +93,22 @@ def launch(
         place = stack.enter_context(_meeting_place(board, transport))
         ranks = Ranks(world_size, timeout_s)
         stack.callback(ranks.kill)
-        threads = max(1, usable_cores() // world_size)
-        options = (transport, algorithm, links, timeout_s, trace, threads, Surroundings.here())
-        ranks.start(Setup(world_size, *options, place, package.name, len(work), sources))
+        ranks.start(
+            Setup(
+                world_size=world_size,
+                transport=transport,
+                algorithm=algorithm,
+                links=links,
+                timeout_s=timeout_s,
+                trace=trace,
+                num_threads=max(1, usable_cores() // world_size),
+                surroundings=Surroundings.here(),
+                meeting_place=place,
+                work_name=package.name,
+                work_bytes=len(work),
+                sources=sources,
+            )
+        )
         return Results(*ranks.results(let_interrupts_through))
 
 

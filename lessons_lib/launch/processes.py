@@ -1,86 +1,26 @@
-"""The processes of a launch: starting them, listening to them, saying what went wrong, ending them."""
+"""The processes of a launch: starting them, listening to them, ending them."""
 
-import multiprocessing
 import os
 import signal
-import sys
-import threading
 import time
-import types
-from contextlib import contextmanager, suppress
-from multiprocessing import connection, resource_tracker
+from contextlib import suppress
+from multiprocessing import connection
 
 import psutil
 
 from ..devices import cgroup_limits, gigabytes, out_of_memory_kills
-from ..errors import CollectiveMismatch, RankFailed
+from ..errors import RankFailed
 from ..trace import Trace
+from .cause import Report, cause
 from .prints import Texts
 from .rank import main
+from .server import context, main_module_hidden
 from .travel import unpacked
 
-# How long a failure waits for what the other ranks have to say about it, and texts for those of ranks before them.
+# After a failure, wait GRACE_S for the other ranks' reports; hold prints for ORDER_S to sort them by rank.
 GRACE_S, ORDER_S = 0.3, 0.05
 END_S = 1.5  # how long a busy system may take to end a process whose pipe it has closed
-
-
-def start_method():
-    """How rank processes are made: forked from a server that has torch loaded, or spawned where there is none."""
-    return "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
-
-
-def context():
-    """The multiprocessing context of `start_method`; the server of ranks is on its way."""
-    made = multiprocessing.get_context(start_method())
-    if start_method() == "forkserver":
-        # An optimiser of torch imports torch._dynamo in its first step, which takes seconds: here it is loaded once.
-        made.set_forkserver_preload(["lessons_lib.launch.rank", "torch._dynamo"])
-        # An interrupt meant for the launcher reaches its whole process group, and would end a server that is loading.
-        resource_tracker.ensure_running()  # which ends by letting interrupts in again
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-        try:
-            multiprocessing.forkserver.ensure_running()
-        finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    return made
-
-
-@contextmanager
-def interrupts_put_off():
-    """Hold back interrupts (Ctrl-C, a kernel's stop button), so that none comes between starting and ending ranks.
-
-    Yields a function that lets those that came so far take effect.
-    """
-    before, noted = signal.getsignal(signal.SIGINT), []
-
-    def let_through():
-        while noted:
-            before(*noted.pop())
-
-    if threading.current_thread() is not threading.main_thread() or not callable(before):
-        yield let_through
-        return
-    signal.signal(signal.SIGINT, lambda *args: noted.append(args))
-    try:
-        yield let_through
-    finally:
-        signal.signal(signal.SIGINT, before)
-    let_through()
-
-
-_main_module_lock = threading.Lock()
-
-
-@contextmanager
-def _main_module_hidden():
-    """Keep ranks from running the caller's script again: what they need of it travels by value."""
-    with _main_module_lock:
-        real = sys.modules["__main__"]
-        sys.modules["__main__"] = types.ModuleType("__main__")
-        try:
-            yield
-        finally:
-            sys.modules["__main__"] = real
+LOOK_S = 0.5  # how often to look for stopped processes, which say nothing: rare enough to cost nothing
 
 
 class Ranks:
@@ -101,7 +41,7 @@ class Ranks:
     def start(self, setup):
         """Start all ranks; `setup` is what each is told."""
         made = context()
-        with _main_module_hidden():
+        with main_module_hidden():
             for rank in range(self._world_size):
                 receiver, sender = made.Pipe(duplex=False)
                 self._pipes[receiver] = rank
@@ -114,7 +54,7 @@ class Ranks:
         """Wait for all ranks: (results, ledgers, the trace of all or None). Raises what went wrong."""
         failed_s = None
         while len(self._reports) < self._world_size:
-            if failed_s is None and any(kind != "result" for kind, _ in self._reports.values()):
+            if failed_s is None and self._has_failed():
                 failed_s = time.monotonic()
             if failed_s is not None and time.monotonic() - failed_s > GRACE_S:
                 break
@@ -122,12 +62,15 @@ class Ranks:
             self._listen()
             self._look_for_stopped()
         self._texts.show()
-        if len(self._reports) < self._world_size or any(kind != "result" for kind, _ in self._reports.values()):
-            self._raise()
-        results, ledgers, traces = zip(*(self._reports[rank][1] for rank in range(self._world_size)), strict=True)
+        if self._has_failed():
+            self._say_how_processes_ended()
+            raise cause(self._reports)
+        reports = [self._reports[rank] for rank in range(self._world_size)]
         for process in self._processes:
             process.join(GRACE_S)
-        return results, list(ledgers), Trace.merged(traces) if any(traces) else None
+        traces = [report.trace for report in reports]
+        results, ledgers = [report.result for report in reports], [report.ledger for report in reports]
+        return results, ledgers, Trace.merged(traces) if any(traces) else None
 
     def kill(self):
         """End every rank, whatever it is doing, and the processes that it has started."""
@@ -159,11 +102,21 @@ class Ranks:
         if kind == "text":
             self._texts.add(rank, data)
         else:
-            self._reports[rank] = (kind, data if kind == "ended" else _unpickled(rank, data))
+            self._reports[rank] = Report("ended") if kind == "ended" else _unpickled(rank, data)
+
+    def _has_failed(self):
+        return any(report.kind != "result" for report in self._reports.values())
+
+    def _say_how_processes_ended(self):
+        """Last, and not as soon as a pipe closes: its process may take END_S more until its exit code is known."""
+        for rank, report in self._reports.items():
+            if report.kind == "ended":
+                self._processes[rank].join(END_S)
+                report.error = _how_it_ended(self._processes[rank].exitcode, self._kills_before)
 
     def _look_for_stopped(self):
         """A process that was stopped from outside says nothing, and nobody may be waiting for it."""
-        if time.monotonic() - self._looked_s < 0.5:
+        if time.monotonic() - self._looked_s < LOOK_S:
             return
         self._looked_s = time.monotonic()
         for rank, process in enumerate(self._processes):
@@ -173,30 +126,6 @@ class Ranks:
                 elif self._looked_s - self._stopped_s.setdefault(rank, self._looked_s) > self._timeout_s:
                     reason = f"rank {rank} did not answer within timeout_s={self._timeout_s:g} s: it is stopped"
                     raise RankFailed(rank, reason)
-
-    def _raise(self):
-        """Raise the cause: a process that ended, an error of the function, a disagreement, or a wait in vain."""
-        trace = Trace.merged([data[-1] for kind, data in self._reports.values() if kind != "ended" and data[-1]])
-        for rank, (kind, _) in sorted(self._reports.items()):
-            if kind == "ended":
-                self._processes[rank].join(END_S)
-                how = _how_it_ended(self._processes[rank].exitcode, self._kills_before)
-                raise RankFailed(rank, f"rank {rank} {how}", trace=trace)
-        errors = {rank: data for rank, (kind, data) in sorted(self._reports.items()) if kind == "error"}
-        for rank, (error, details, _) in errors.items():
-            if isinstance(error, str):
-                raise RankFailed(rank, f"rank {rank} {error}", details, trace)
-        mismatches = [error for error, *_ in errors.values() if isinstance(error, CollectiveMismatch)]
-        if mismatches:
-            raise CollectiveMismatch({rank: call for error in mismatches for rank, call in error.calls.items()}, trace)
-        waited_for = {rank: error.rank for rank, (error, *_) in errors.items()}
-        last, path = next(iter(waited_for)), []
-        while waited_for.get(last) in waited_for and last not in path:  # who waits for one that waits is not the cause
-            path.append(last)
-            last = waited_for[last]
-        error, details, _ = errors[last]
-        others = "".join(f"; {other.reason}" for rank, (other, *_) in errors.items() if rank != last)
-        raise RankFailed(error.rank, error.reason + others, details, trace)
 
 
 def _unpickled(rank, data):

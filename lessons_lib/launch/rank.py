@@ -16,6 +16,7 @@ from ..comm.block import Block
 from ..comm.factory import meet
 from ..errors import CollectiveMismatch, RankFailed
 from ..schedules import Links
+from .cause import Report
 from .prints import Outbox, streams
 from .surroundings import Surroundings
 from .travel import packed, unpacked
@@ -23,7 +24,7 @@ from .travel import packed, unpacked
 START_TIMEOUT_S = 120.0
 
 
-@dataclass
+@dataclass(kw_only=True)
 class Setup:
     """What every rank of one launch is told."""
 
@@ -42,7 +43,7 @@ class Setup:
 
 
 def main(rank, setup, pipe):
-    """The target of a rank's process. Everything it has to say goes through `pipe`, last its "result" or "error"."""
+    """The target of a rank's process. Everything it has to say goes through `pipe`, last its report."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # a group of its own, so that what the rank starts can be ended with it
@@ -58,9 +59,9 @@ def main(rank, setup, pipe):
         fn, args, kwargs = unpacked(package.view[: setup.work_bytes], setup.sources)
         result = fn(comm, *args, **kwargs)
         comm.close()
-        outbox.send("result", _result(result, comm))
+        outbox.send("report", _result(result, comm))
     except BaseException as error:
-        outbox.send("error", _failure(error, comm and comm.trace))
+        outbox.send("report", _failure(error, comm and comm.trace))
 
 
 def _end_with_parent():
@@ -88,22 +89,23 @@ def loopback_interface():
 
 def _result(result, comm):
     try:
-        return packed((result, comm.ledger, comm.trace))
+        return packed(Report("result", result, comm.ledger, trace=comm.trace))
     except Exception as error:
         reason = f"what rank {comm.rank} returned cannot be sent back: {type(error).__name__}: {error}"
         raise RankFailed(comm.rank, reason) from error
 
 
 def _failure(error, trace):
-    """What the launcher is told about `error`: itself where its parts are needed, else its type and text.
+    """The report of `error`: with the error itself where its parts are needed, else with its type and text.
 
-    That is so for errors of this rank's own waits; those of a launch inside the rank have a trace, and other ranks.
+    Its parts are needed for errors of this rank's own waits. An error of a launch inside the rank speaks of the ranks
+    of that launch, and is told by its trace.
     """
     details = _traceback(error)
     if isinstance(error, (RankFailed, CollectiveMismatch)) and error.trace is None:
         with suppress(Exception):
-            return packed((error, details, trace))
-    return packed((_in_words(error), details, trace))
+            return packed(Report("error", error=error, details=details, trace=trace))
+    return packed(Report("error", error=_in_words(error), details=details, trace=trace))
 
 
 def _in_words(error):
