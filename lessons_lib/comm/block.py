@@ -26,20 +26,31 @@ class Block:
 
     def __init__(self, size_bytes, name=None):
         self.size_bytes, self._is_own, self._fd = max(size_bytes, 1), name is None, None
-        if (name or "").startswith("/proc/") or (self._is_own and HAS_MEMFD):
-            self._map_file(name)
+        fd = _memory_file() if self._is_own else None
+        if fd is not None or (name or "").startswith("/proc/"):
+            self._map_file(fd, name)
         else:
             self._segment = shared_memory.SharedMemory(name, create=self._is_own, size=self.size_bytes)
             self.name, self.view = self._segment.name, self._segment.buf
 
-    def _map_file(self, name):
-        fd = os.open(name, os.O_RDWR) if name else os.memfd_create("lessons_lib")
-        if not name:
-            os.ftruncate(fd, self.size_bytes)
-        self.view, self._segment = mmap.mmap(fd, self.size_bytes), None
+    def _map_file(self, fd, name):
+        if name:
+            fd = os.open(name, os.O_RDWR)
+        try:
+            if not name:
+                os.ftruncate(fd, self.size_bytes)
+            self.view, self._segment = mmap.mmap(fd, self.size_bytes), None
+        except BaseException:
+            os.close(fd)
+            raise
         self._fd, self.name = fd, f"/proc/{os.getpid()}/fd/{fd}"
         if name:
             self.forget_name()
+
+    @property
+    def is_file(self):
+        """Whether `name` is one that any process can open as a file."""
+        return self.name.startswith("/proc/")
 
     def tensor(self, dtype, numel):
         """The block's first `numel` elements as a 1-D tensor, which keeps the memory mapped."""
@@ -59,6 +70,14 @@ class Block:
             self.view.close() if self._segment is None else self._segment.close()
         if self._segment is not None and self._is_own:
             self._segment.unlink()
+
+
+def _memory_file():
+    """A new anonymous file, or None where there is none: not Linux, or a container whose filter refuses the call."""
+    if HAS_MEMFD:
+        with suppress(OSError):
+            return os.memfd_create("lessons_lib")
+    return None
 
 
 class Fence:

@@ -6,7 +6,6 @@ import tempfile
 from contextlib import ExitStack, contextmanager
 from numbers import Integral
 
-from ..comm import block
 from ..comm.block import Block
 from ..comm.check import check_memory
 from ..comm.factory import TRANSPORTS, meeting_bytes
@@ -18,7 +17,7 @@ from ..schedules.verify import check_schedule
 from .interrupts import interrupts_put_off
 from .processes import Ranks
 from .rank import Setup
-from .server import context
+from .server import context, semaphore_prefix
 from .surroundings import Surroundings
 from .travel import packed
 
@@ -104,6 +103,7 @@ def launch(
                 num_threads=max(1, usable_cores() // world_size),
                 surroundings=Surroundings.here(),
                 meeting_place=place,
+                semaphore_prefix=semaphore_prefix(),
                 work_name=package.name,
                 work_bytes=len(work),
                 sources=sources,
@@ -167,7 +167,7 @@ def _packed(fn, args, kwargs):
 @contextmanager
 def _meeting_place(board, transport):
     """Where ranks find each other: memory, or a file that `FileStore` writes to (in memory, where the system can)."""
-    if transport == "shared_memory" or block.HAS_MEMFD:
+    if transport == "shared_memory" or board.is_file:
         yield board.name
     else:
         with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:

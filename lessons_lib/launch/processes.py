@@ -14,7 +14,7 @@ from ..trace import Trace
 from .cause import Report, cause
 from .prints import Texts
 from .rank import main
-from .server import context, main_module_hidden
+from .server import context, main_module_hidden, unlink_semaphores
 from .travel import unpacked
 
 # After a failure, wait GRACE_S for the other ranks' reports; hold prints for ORDER_S to sort them by rank.
@@ -37,10 +37,11 @@ class Ranks:
         self._reports, self._texts = {}, Texts()
         self._looked_s, self._stopped_s = time.monotonic(), {}
         self._kills_before = out_of_memory_kills()
+        self._have_returned, self._semaphore_prefix = False, None
 
     def start(self, setup):
         """Start all ranks; `setup` is what each is told."""
-        made = context()
+        made, self._semaphore_prefix = context(), setup.semaphore_prefix
         with main_module_hidden():
             for rank in range(self._world_size):
                 receiver, sender = made.Pipe(duplex=False)
@@ -65,6 +66,7 @@ class Ranks:
         if self._has_failed():
             self._say_how_processes_ended()
             raise cause(self._reports)
+        self._have_returned = True
         reports = [self._reports[rank] for rank in range(self._world_size)]
         for process in self._processes:
             process.join(GRACE_S)
@@ -73,10 +75,10 @@ class Ranks:
         return results, ledgers, Trace.merged(traces) if any(traces) else None
 
     def kill(self):
-        """End every rank, whatever it is doing, and the processes that it has started."""
+        """End every rank, whatever it is doing; unless all have returned, also the programs that they have started."""
         started = [process for process in self._processes if process.pid is not None]
         for process in started:
-            if process.exitcode != 0 and hasattr(os, "killpg"):
+            if not self._have_returned and hasattr(os, "killpg"):
                 with suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
             process.kill()
@@ -84,6 +86,8 @@ class Ranks:
             process.join()
         for pipe in self._pipes:
             pipe.close()
+        if self._semaphore_prefix is not None:
+            unlink_semaphores(self._semaphore_prefix)
 
     def _listen(self):
         """Take in what ranks send. A rank has ended when its process has: others may have inherited its pipe."""

@@ -1,5 +1,6 @@
 """What runs inside one rank's process: set up, call the function, send back what came of it."""
 
+import multiprocessing
 import os
 import signal
 import sys
@@ -18,8 +19,9 @@ from ..errors import CollectiveMismatch, RankFailed
 from ..schedules import Links
 from .cause import Report
 from .prints import Outbox, streams
+from .server import name_semaphores
 from .surroundings import Surroundings
-from .travel import packed, unpacked
+from .travel import packed, send_to_children_by_value, unpacked
 
 START_TIMEOUT_S = 120.0
 
@@ -37,6 +39,7 @@ class Setup:
     num_threads: int
     surroundings: Surroundings
     meeting_place: str
+    semaphore_prefix: str
     work_name: str
     work_bytes: int
     sources: dict
@@ -49,6 +52,8 @@ def main(rank, setup, pipe):
         os.setpgrp()  # a group of its own, so that what the rank starts can be ended with it
     threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(setup.num_threads)
+    name_semaphores(setup.semaphore_prefix)
+    send_to_children_by_value()
     outbox = Outbox(pipe)
     sys.stdout, sys.stderr = streams(outbox)
     comm = None
@@ -62,6 +67,8 @@ def main(rank, setup, pipe):
         outbox.send("report", _result(result, comm))
     except BaseException as error:
         outbox.send("report", _failure(error, comm and comm.trace))
+    for child in multiprocessing.active_children():
+        child.kill()  # workers end with their rank; programs that it has started live on
 
 
 def _end_with_parent():

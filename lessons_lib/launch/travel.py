@@ -1,5 +1,6 @@
 """How functions, classes and values travel between the launcher and its ranks, and their source lines with them."""
 
+import functools
 import io
 import linecache
 import marshal
@@ -7,7 +8,9 @@ import os
 import pickle
 import sys
 import types
+import weakref
 from collections import ChainMap
+from multiprocessing.reduction import ForkingPickler
 
 import cloudpickle
 import torch
@@ -37,7 +40,17 @@ class _Pickler(cloudpickle.Pickler):
     def __init__(self, file):
         self.sources = {}
         # Before the pickler is set up, which looks once for this table.
-        self.dispatch_table = ChainMap({types.CodeType: self._reduce_code}, self.dispatch_table)
+        own = {
+            types.CodeType: self._reduce_code,
+            functools._lru_cache_wrapper: _reduce_cached,
+            functools.cached_property: lambda made: (
+                functools.cached_property,
+                (made.func,),
+                {"attrname": made.attrname},
+            ),
+            weakref.WeakKeyDictionary: lambda made: (weakref.WeakKeyDictionary, (dict(made),)),  # of singledispatch
+        }
+        self.dispatch_table = ChainMap(own, self.dispatch_table)
         super().__init__(file, pickle.HIGHEST_PROTOCOL)
 
     def _reduce_code(self, code):
@@ -52,6 +65,45 @@ class _Pickler(cloudpickle.Pickler):
         if type(obj) is torch.Tensor and obj.layout == torch.strided and obj.untyped_storage().nbytes() > obj.nbytes:
             return obj.detach().clone().requires_grad_(obj.requires_grad).__reduce_ex__(pickle.HIGHEST_PROTOCOL)
         return super().reducer_override(obj)
+
+
+def _reduce_cached(cached):
+    """A function with `functools.cache` or `lru_cache` travels with an empty cache."""
+    module = sys.modules.get(cached.__module__)
+    found = inside._lookup_module_and_qualname(cached)
+    if found is not None and not inside._is_registered_pickle_by_value(module):
+        return cached.__qualname__
+    # It may call itself, and be part of what its function needs: so it is made first, and told its function later.
+    state = cached.__wrapped__, cached.__dict__
+    return _empty_cached, (cached.cache_parameters(),), state, None, None, _set_wrapped
+
+
+def _empty_cached(parameters):
+    def call(*args, **kwargs):
+        return cached.__wrapped__(*args, **kwargs)
+
+    cached = functools.lru_cache(**parameters)(call)
+    return cached
+
+
+def _set_wrapped(cached, state):
+    wrapped, attributes = state
+    functools.update_wrapper(cached, wrapped)
+    cached.__dict__.update(attributes)
+
+
+def send_to_children_by_value():
+    """Let multiprocessing, in this process, send by value what its children cannot import: what came from a cell.
+
+    So a `Dataset` of a cell reaches the workers of a `DataLoader`, however these are started.
+    """
+    ForkingPickler.reducer_override = _reduce_for_children
+
+
+def _reduce_for_children(_, obj):
+    if not isinstance(obj, (type, types.FunctionType)) or inside._lookup_module_and_qualname(obj) is not None:
+        return NotImplemented
+    return cloudpickle.loads, (cloudpickle.dumps(obj),)
 
 
 class _Unpickler(pickle.Unpickler):
