@@ -19,6 +19,12 @@ class Background:
         self._pending.append(work)
         return work
 
+    def begin(self, begin, *args):
+        """Let `begin(*args)` start what then goes on by itself; the handle that it gives, to wait for it."""
+        work = self.alone(begin, *args)
+        self._pending.append(work)
+        return work
+
     def settle(self):
         """Wait for everything begun so far, and raise what it raised, so that operations keep their order."""
         pending, self._pending = self._pending, []

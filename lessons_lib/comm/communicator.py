@@ -27,7 +27,9 @@ class Communicator(Messages, Deliveries, Groups):
     Args:
         transport: how messages travel.
         algorithm: of `all_reduce` and `broadcast`: a name of `lessons_lib.schedules.choose`, "auto", "torch" (the
-            whole collective is left to `torch.distributed`), or a `Schedule`.
+            whole collective is left to `torch.distributed`), or a `Schedule`. "auto" takes the cheapest of our own
+            schedules in shared memory; over torch it leaves whole collectives to torch where that is faster, unless
+            they are traced or links are emulated, which only our own messages can show.
         device: where this rank should keep its tensors.
         trace: whether to record spans.
 
@@ -115,31 +117,37 @@ class Communicator(Messages, Deliveries, Groups):
         """
         self._check("broadcast", tensor, src=src)
         call = Call("broadcast", tensor, f"src={src}")
-        if self.algorithm == "torch":
+        if self._is_for_torch(tensor):
             self._leave_to_torch(call, self.transport.broadcast, tensor, src)
         else:
             name = self.algorithm if isinstance(self.algorithm, str) else "auto"
             self._run(call, broadcast_schedule(name, self.world_size, src), tensor)
 
-    def all_reduce(self, tensor, op="sum", async_op=False):
+    def all_reduce(self, tensor, op="sum", async_op=False, is_agreed=False):
         """Combine `tensor` over all ranks and leave the result in everybody's, in place.
 
         Args:
             tensor: any shape and dtype; part of a `buffer` is reduced without a copy.
             op: "sum", "mean", "product", "max" or "min" (nan wins; with algorithm="torch" not always).
             async_op: return at once, with a handle whose `wait()` returns when it is done.
+            is_agreed: the ranks know already that they are in the same call, and find out from the data if they are
+                not. Where whole collectives are left to torch, they then tell each other nothing before.
 
         Communication: see the algorithm; 2(N-1)/N of the payload a rank for ring, direct and halving-doubling.
         """
         check_tensor("all_reduce", tensor)
         check_op(op, tensor)
+        if is_agreed and op != "mean" and tensor.is_contiguous() and self._is_for_torch(tensor, op, is_agreed):
+            self.ledger.call("all_reduce")
+            work = self._background.begin(self.transport.begin_all_reduce, tensor.detach(), op)
+            return work if async_op else work.wait()
         if async_op:
             return self._background.start(lambda: self._all_reduce(tensor, op, wait=False))
         return self._all_reduce(tensor, op)
 
     def _all_reduce(self, tensor, op, wait=True):
         self._check("all_reduce", tensor, wait)
-        if self.algorithm == "torch":
+        if self._is_for_torch(tensor, op):
             self._leave_to_torch(Call("all_reduce", tensor, op, "torch"), self.transport.all_reduce, tensor, op)
             return
         schedule = self.algorithm
@@ -201,6 +209,12 @@ class Communicator(Messages, Deliveries, Groups):
         if wait:
             self._background.settle()
         self.ledger.call(name)
+
+    def _is_for_torch(self, tensor, op=None, is_agreed=False):
+        """Whether a whole collective on `tensor` is left to torch; all ranks come to the same answer."""
+        if self.algorithm == "auto":
+            return self.transport.is_better_at(tensor, op, is_agreed)
+        return self.algorithm == "torch"
 
     def _run(self, call, schedule, tensor, op="sum"):
         """Do this rank's part of `schedule` on `tensor`, in place."""

@@ -26,6 +26,11 @@ TORCH_OPS = {
 }
 HEADER_BYTES = 256  # holds any call: a name, a tensor and a schedule, of which `brief` leaves 100 bytes each
 DATA_TAG = 2**30 + 1  # of what `send` sends; headers have tag 0, and those between belong to collectives
+# Of these torch reduces any, and comes to what our own schedules come to; its max and min lose a nan.
+WHOLE_DTYPES = (torch.float32, torch.float64, torch.int32, torch.int64)
+WHOLE_OPS = (None, "sum", "mean", "product")
+# Below this, a round trip to agree before torch's collective costs more than its better algorithm saves.
+WHOLE_BYTES = 256 << 10
 MESSAGE_BYTES = 4 << 20  # while a piece of this size is added up, the next one comes
 
 
@@ -192,6 +197,14 @@ class TorchTransport(Transport):
 
     # --- whole collectives, left to torch ----------------------------------------------------------------------------
 
+    def is_better_at(self, tensor, op, is_agreed):
+        if self.wire or self.trace is not None or tensor.dtype not in WHOLE_DTYPES or op not in WHOLE_OPS:
+            return False
+        return is_agreed or tensor.nbytes >= WHOLE_BYTES
+
+    def begin_all_reduce(self, flat, op):
+        return Begun(self, dist.all_reduce(flat, TORCH_OPS[op], self.group, async_op=True))
+
     def all_reduce(self, call, flat, op):
         self._whole(call, dist.all_reduce, flat, TORCH_OPS[op])
 
@@ -221,6 +234,22 @@ class TorchTransport(Transport):
         if self._own_group:
             dist.destroy_process_group(self.group)
         self._own_group, self._groups = False, []
+
+
+class Begun:
+    """A collective of torch under way."""
+
+    def __init__(self, transport, work):
+        self._transport, self._work = transport, work
+
+    def wait(self):
+        """Return when it is done; raise `RankFailed` if it has not come to an end."""
+        if self._work is not None:
+            work, self._work = self._work, None
+            self._transport.wait(work, None)
+
+    def is_completed(self):
+        return self._work is None or self._work.is_completed()
 
 
 class Greeting:

@@ -27,6 +27,16 @@ class Transport:
         self.wire = EmulatedWire(rank, links) if links else None
         self.trace = None
 
+    def is_better_at(self, tensor, op, is_agreed):
+        """Whether the transport's own collective is faster on `tensor` than a schedule, and comes to the same.
+
+        Args:
+            tensor: of the same shape and dtype on all ranks.
+            op: of an all-reduce; None for a broadcast.
+            is_agreed: whether the ranks need not agree before it.
+        """
+        return False
+
     @property
     def waits_on_wire(self):
         """Whether a message spends time under way in which this rank's core is free to compute."""

@@ -189,7 +189,8 @@ class Reducer:
         bucket = self._buckets[self._next]
         if bucket.weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
             bucket.gradients.zero_()
-        bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op)
+        # Ranks agreed on the buckets when they were made, and the flags tell whether they are in the same pass.
+        bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op, is_agreed=True)
         self._next += 1
 
     def _rescale(self, num_samples):
