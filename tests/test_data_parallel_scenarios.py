@@ -750,6 +750,17 @@ def wrapped_again(me):
 
 
 @scenario(ddp=False)
+def wrapped_again_while_the_old_wrapper_lives(me):
+    model = small()
+    old = me.wrap(model)
+    one_loss(me, old, me.uneven).backward()
+    net = DataParallel(model, me.comm, **me.options) if me.kind == "ours" else old
+    net.zero_grad()
+    one_loss(me, net, me.uneven).backward()
+    return grads(net)
+
+
+@scenario(ddp=False)
 def wrapper_is_gone(me):
     model = small()
     net = me.wrap(model)

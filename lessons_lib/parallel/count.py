@@ -77,7 +77,7 @@ class SampleCounter:
         remove(self._handles)
 
     def _bind(self, module, args, kwargs, output):
-        if torch.is_grad_enabled():
+        if torch.is_grad_enabled() and not self._reducer.is_released:
             is_known = self.is_checked or self._reducer.trains_all(module)
             Forward(self._reducer, self._count(args, kwargs), is_known).bind(output)
 
