@@ -288,6 +288,25 @@ def test_what_only_one_rank_does_is_a_mismatch(fn, transport):
         launch(fn, world_size=2, transport=transport)
 
 
+def return_early(comm):
+    net = DataParallel(nn.Linear(2, 2), comm)
+    for _ in range(2 - comm.rank):
+        net(torch.ones(3, 2)).mean().backward()
+
+
+def another_call(comm):
+    net = DataParallel(nn.Linear(2, 2), comm)
+    net(torch.ones(3, 2)).mean().backward() if comm.rank == 0 else comm.all_reduce(torch.ones(7))
+
+
+@pytest.mark.parametrize("transport", TRANSPORTS)
+@pytest.mark.parametrize(("fn", "other"), [(return_early, "return from the function"), (another_call, "shape (7,)")])
+def test_a_rank_that_is_elsewhere_is_named(fn, other, transport):
+    with pytest.raises(CollectiveMismatch) as caught:
+        launch(fn, world_size=2, transport=transport)
+    assert "all_reduce(" in caught.value.calls[0] and other in caught.value.calls[1]
+
+
 def slow_links(comm, overlap):
     torch.manual_seed(0)
     model = DataParallel(nn.Sequential(*[nn.Linear(100, 100) for _ in range(4)]), comm, 0.05, overlap)

@@ -20,9 +20,15 @@ class Background:
         return work
 
     def begin(self, begin, *args):
-        """Let `begin(*args)` start what then goes on by itself; the handle that it gives, to wait for it."""
+        """Let `begin(*args)` start what then goes on by itself; the handle that it gives, to wait for it.
+
+        What the thread has to do comes first, on all ranks: otherwise their order would depend on who is quick.
+        """
+        for earlier in self._pending:
+            if isinstance(earlier, Work):
+                earlier.wait()
         work = self.alone(begin, *args)
-        self._pending.append(work)
+        self._pending = [earlier for earlier in self._pending if not earlier.is_waited_for] + [work]
         return work
 
     def settle(self):
@@ -52,10 +58,11 @@ class Work:
     """An operation under way."""
 
     def __init__(self, future):
-        self._future = future
+        self._future, self.is_waited_for = future, False
 
     def wait(self):
         """Return when it is done; raise what it raised."""
+        self.is_waited_for = True
         self._future.result()
 
     def is_completed(self):

@@ -139,7 +139,8 @@ class Communicator(Messages, Deliveries, Groups):
         check_op(op, tensor)
         if is_agreed and op != "mean" and tensor.is_contiguous() and self._is_for_torch(tensor, op, is_agreed):
             self.ledger.call("all_reduce")
-            work = self._background.begin(self.transport.begin_all_reduce, tensor.detach(), op)
+            call = Call("all_reduce", tensor, op, "torch")
+            work = self._background.begin(self.transport.begin_all_reduce, call, tensor.detach(), op)
             return work if async_op else work.wait()
         if async_op:
             return self._background.start(lambda: self._all_reduce(tensor, op, wait=False))

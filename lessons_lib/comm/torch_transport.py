@@ -14,6 +14,7 @@ from .call import Call
 from .torch_group import new_group
 from .torch_mail import TorchMail
 from .torch_window import TorchWindow
+from .torch_work import TorchWork
 from .transport import GroupWire, Transport
 
 ReduceOp = dist.ReduceOp
@@ -61,13 +62,14 @@ class TorchTransport(Transport):
         except RuntimeError as error:
             if "Invalid scalar type" in str(error):
                 raise TypeError(f"{self._doing}: gloo cannot do that with this dtype, own algorithms can") from error
-            raise self._failed(peer, error) from error
+            raise self.failed(peer, error) from error
 
-    def _failed(self, peer, error):
+    def failed(self, peer, error, call=None):
+        """The `RankFailed` of a wait for rank `peer`, or for anybody, in `call`, or in what this rank is doing."""
         reason = (
             f"{'a rank' if peer is None else f'rank {peer}'} did not answer within "
             f"timeout_s={self._timeout.total_seconds():g} s, or its connection broke: rank {self.rank} was waiting "
-            f"for it in {self._doing} ({str(error).splitlines()[0].rpartition('] ')[2]})"
+            f"for it in {call or self._doing} ({str(error).splitlines()[0].rpartition('] ')[2]})"
         )
         return RankFailed(peer, reason)
 
@@ -79,7 +81,7 @@ class TorchTransport(Transport):
         try:
             return function(tensor, self.global_rank(peer), self.group, tag)
         except RuntimeError as error:
-            raise self._failed(peer, error) from error
+            raise self.failed(peer, error) from error
 
     def send_header(self, call, dst):
         data = torch.zeros(HEADER_BYTES, dtype=torch.uint8)
@@ -202,8 +204,8 @@ class TorchTransport(Transport):
             return False
         return is_agreed or tensor.nbytes >= WHOLE_BYTES
 
-    def begin_all_reduce(self, flat, op):
-        return Begun(self, dist.all_reduce(flat, TORCH_OPS[op], self.group, async_op=True))
+    def begin_all_reduce(self, call, flat, op):
+        return TorchWork(self, call, dist.all_reduce(flat, TORCH_OPS[op], self.group, async_op=True))
 
     def all_reduce(self, call, flat, op):
         self._whole(call, dist.all_reduce, flat, TORCH_OPS[op])
@@ -234,22 +236,6 @@ class TorchTransport(Transport):
         if self._own_group:
             dist.destroy_process_group(self.group)
         self._own_group, self._groups = False, []
-
-
-class Begun:
-    """A collective of torch under way."""
-
-    def __init__(self, transport, work):
-        self._transport, self._work = transport, work
-
-    def wait(self):
-        """Return when it is done; raise `RankFailed` if it has not come to an end."""
-        if self._work is not None:
-            work, self._work = self._work, None
-            self._transport.wait(work, None)
-
-    def is_completed(self):
-        return self._work is None or self._work.is_completed()
 
 
 class Greeting:
