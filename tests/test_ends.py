@@ -277,6 +277,64 @@ def test_a_console_that_lacks_letters_does_not_end_a_launch(monkeypatch):
     assert console.text == "[rank 0] \\u03b1 \\u2192 \\u03b2\n"
 
 
+def screen(text):
+    """The lines that a terminal shows of `text`, without the labels of rank 0."""
+    lines = []
+    for line in text.split("\n"):
+        shown = ""
+        for part in line.split("\r"):
+            shown = part + shown[len(part) :]
+        lines.append(shown.removeprefix("[rank 0] ").rstrip())
+    return "\n".join(lines).rstrip("\n")
+
+
+SNIPPETS = {
+    "several values": "print(1, 'two', 3.0, sep='-')",
+    "parts of a line": "print('a', end=''); print('b', end=' '); print('c')",
+    "no end": "print('a', end='')",
+    "empty lines": "print(); print('a\\n\\nb')",
+    "tabs and spaces": "print('\\ta  b')",
+    "letters": "print('λ → 漢字 🙂')",
+    "write": "import sys; sys.stdout.write('a\\n'); sys.stdout.writelines(['b', 'c\\n'])",
+    "bytes": "import sys; sys.stdout.buffer.write(b'bytes\\n'); sys.stdout.buffer.flush()",
+    "flush": "print('a', end='', flush=True); print('b', flush=True)",
+    "other systems' ends of lines": "print('a', end='\\r\\n'); print('b', end='\\r\\n')",
+    "bar, return first": "for i in range(5): print(f'\\r{i * 25}%', end='')\nprint()",
+    "bar, return last": "for i in range(5): print(f'{i * 25}%', end='\\r', flush=True)\nprint()",
+    "bar, and a line over it": "for i in range(5): print(f'{i * 25}% of all', end='\\r')\nprint('done')",
+    "bar that shrinks": "for i in range(5): print('\\r' + 'x' * (5 - i), end='')\nprint()",
+    "bar that is wiped": "print('working', end=''); print('\\r       \\r', end=''); print('done')",
+    "bar that stays": "for i in range(5): print(f'\\r{i * 25}%', end='')",
+    "slow bar": "import time\nfor i in range(4):\n  print(f'{i}/3', end='\\r'); time.sleep(0.1)\nprint('end')",
+    "long line": "print('x' * 1_000_000)",
+    "many lines": "print('\\n'.join(map(str, range(3000))))",
+    "pprint": "import pprint; pprint.pprint({i: 'x' * 20 for i in range(9)})",
+    "redirected": "import contextlib as c, sys\nwith c.redirect_stdout(sys.stderr): print('elsewhere')\nprint('here')",
+    "print to a stream": "import sys; print('a', file=sys.stdout); print('b', file=sys.stderr)",
+    "warning": "import warnings; warnings.warn('careful'); warnings.warn('again')",
+    "logging": "import logging; logging.warning('careful'); logging.info('no'); logging.getLogger('a').error('bad')",
+    "configured logging": "import logging; logging.basicConfig(level='INFO'); logging.info('yes')",
+    "traceback": "import traceback\ntry: 1 / 0\nexcept ZeroDivisionError: traceback.print_exc(limit=0)",
+    "thread": "import threading; t = threading.Thread(target=print, args=('a',)); t.start(); t.join()",
+    "tensor": "import torch; torch.set_printoptions(precision=2); print(torch.arange(6.).reshape(2, 3) / 7)",
+}
+
+
+@pytest.mark.parametrize("code", SNIPPETS.values(), ids=SNIPPETS)
+def test_what_a_rank_prints_looks_as_in_one_process(code, capsys):
+    run = f"exec(compile({code!r}, 'cell', 'exec'), {{'__name__': 'cell'}})"
+    here = subprocess.run([sys.executable, "-X", "utf8", "-c", run], capture_output=True, timeout=60)
+    launch(lambda comm: exec(run), world_size=1)
+    there = capsys.readouterr()
+    assert (screen(there.out), screen(there.err)) == (screen(here.stdout.decode()), screen(here.stderr.decode()))
+
+
+@pytest.mark.parametrize("ask", [lambda: input("name? "), lambda: breakpoint(), lambda: sys.stdin.read()])
+def test_a_rank_that_asks_is_refused_in_words(ask):
+    with pytest.raises(RankFailed, match="a rank has no keyboard: ask before launch, and give the answer to it"):
+        launch(lambda comm: ask(), world_size=2)
+
+
 class PrintsAtItsEnd:
     def __init__(self):
         self.me = self

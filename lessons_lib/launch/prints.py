@@ -88,6 +88,18 @@ def streams(outbox):
     return [io.TextIOWrapper(each, "utf-8", "backslashreplace", newline="", write_through=True) for each in raw]
 
 
+class NoInput(io.TextIOBase):
+    """A rank's stdin: `input()` and a debugger's prompt are refused in words, as nobody could answer four ranks."""
+
+    def readable(self):
+        return True
+
+    def readline(self, size=-1):
+        raise RuntimeError("a rank has no keyboard: ask before launch, and give the answer to it as an argument")
+
+    read = readline
+
+
 class Texts:
     """What has arrived in the launcher, shown in whole lines; lines of the same moment in rank order."""
 
@@ -109,12 +121,13 @@ class Texts:
             self._write(stream, "".join(f"{_labelled(rank, line)}\n" for line in lines))
             if "\r" in rest:
                 self._write(stream, _labelled(rank, rest))
-            elif rest:
+                rest = "\r".join(["", _seen(rest), rest.rpartition("\r")[2]])  # what comes next is written over it
+            if rest:
                 self._unfinished[rank, stream] = rest
         self._held = []
         if older_than_s is None:
             for (rank, stream), rest in sorted(self._unfinished.items()):
-                self._write(stream, f"{_labelled(rank, rest)}\n")
+                self._write(stream, f"{_labelled(rank, rest)}\n" if _seen(rest) else "")
             self._unfinished = {}
 
     @staticmethod
@@ -128,7 +141,15 @@ class Texts:
 
 def _labelled(rank, line):
     """`line` with its rank before it; of a line that was written over (a progress bar), what is seen of it."""
-    if "\r" not in line:
-        return f"[rank {rank}] {line}"
-    seen = line.rpartition("\r")[2]
-    return f"\r[rank {rank}] {seen}" if seen.strip() else "\r" + " " * 100 + "\r"
+    seen = _seen(line)
+    if "\r" not in line.rstrip("\r"):
+        return f"[rank {rank}] {seen}" + ("\r" if line.endswith("\r") else "")
+    return f"\r[rank {rank}] {seen}" if seen else "\r" + " " * 100 + "\r"
+
+
+def _seen(line):
+    """What a terminal shows of `line`: after each "\\r", letters come in the place of those from its beginning."""
+    seen = ""
+    for part in line.split("\r"):
+        seen = part + seen[len(part) :]
+    return seen.rstrip() if "\r" in line else seen

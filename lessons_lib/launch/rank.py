@@ -18,7 +18,7 @@ from ..comm.factory import meet
 from ..errors import CollectiveMismatch, RankFailed
 from ..schedules import Links
 from .cause import Report
-from .prints import Outbox, streams
+from .prints import NoInput, Outbox, streams
 from .server import name_semaphores
 from .surroundings import Surroundings
 from .travel import packed, send_to_children_by_value, unpacked
@@ -55,6 +55,7 @@ def main(rank, setup, pipe):
     name_semaphores(setup.semaphore_prefix)
     send_to_children_by_value()
     outbox = Outbox(pipe)
+    sys.stdin = NoInput()
     sys.stdout, sys.stderr = streams(outbox)
     comm = None
     try:
