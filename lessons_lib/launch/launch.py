@@ -76,6 +76,7 @@ def launch(
     results again, and two launches after one seed differ, as two draws do.
 
     No process, shared memory or file is left behind, however it ends.
+    Programs that ranks have started live on where all ranks return, and end with them where one fails.
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
     given = {"transport": transport, "algorithm": algorithm, "links": links, "timeout_s": timeout_s, "trace": trace}
