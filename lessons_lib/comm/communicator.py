@@ -176,7 +176,8 @@ class Communicator(Messages, Deliveries, Groups):
     def buffer(self, numel, dtype=torch.float32):
         """A 1-D tensor of zeros that collectives use in place, without a copy. All ranks ask for it together.
 
-        It lives as long as the communicator.
+        Its memory goes with the last tensor that looks at it. A rank may drop it before the others do: what these still
+        reduce in it is then copied, as any other tensor is.
         """
         check_buffer(numel, dtype, self.world_size)
         self._background.settle()

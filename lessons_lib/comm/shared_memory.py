@@ -4,6 +4,10 @@ A rank reads each chunk straight out of its neighbour's buffer. All that they te
 has ended; which of these counts a rank waits for follows from the schedule (see `plan`).
 """
 
+import zlib
+from weakref import WeakValueDictionary
+
+import numpy as np
 import torch
 
 from .block import Block
@@ -29,7 +33,7 @@ class SharedMemoryTransport(Transport):
         super().__init__(rank, world_size, links)
         self.board = Board(rank, world_size, board, boxes_bytes(world_size), timeout_s)
         self.mail = Mail(self.board, self.wire)
-        self._buffers, self._num_buffers, self._scratch = [], 0, None
+        self._buffers, self._num_buffers, self._scratch = WeakValueDictionary(), 0, None  # by number
 
     def set_timeout(self, timeout_s):
         self.board.timeout_s = timeout_s
@@ -67,8 +71,8 @@ class SharedMemoryTransport(Transport):
 
     def buffer(self, numel, dtype):
         self._num_buffers += 1
-        self._buffers.append(SharedBuffer(self, numel, dtype, self._num_buffers))
-        return self._buffers[-1].views[self.rank]
+        shared = self._buffers[self._num_buffers] = SharedBuffer(self, numel, dtype, self._num_buffers)
+        return shared.tensor()
 
     def window(self, call, plan, flat, reduce, source=None):
         if source is not None:
@@ -87,28 +91,34 @@ class SharedMemoryTransport(Transport):
 
     def _delivery(self, call, plan, target, reduce, source):
         """The window of a `Delivery`. What a rank gives need not lie where the others' lies, nor in a buffer at all."""
+        held = dict(self._buffers)  # none of them goes meanwhile
         shared, offset = self._find(source)
+        location = f"{shared.number}+{offset}" if shared else "elsewhere"
+        first = self.board.steps + 2  # one step for the memory, one for what is in it
         if shared:
-            self.board.publish(self.board.steps + 2)  # one step for the memory, one for what is in it: both are there
-        notes = self.board.enter(str(call), f"{shared.number}+{offset}" if shared else "elsewhere")
-        scratch = None
-        if "elsewhere" in notes:
-            scratch = self._scratch_for(plan.most_given, source.dtype)
+            self.board.publish(first)  # both are there
+        notes = self.board.enter(str(call), f"{location} of {zlib.crc32(repr(sorted(held)).encode()):08x}")
+        locations, all_held = zip(*(note.split(" of ") for note in notes), strict=True)
+        if len(set(all_held)) > 1:  # a rank may have let go of the buffer that another one gives from
+            locations, shared, first = ["elsewhere"] * self.world_size, None, first + 1
+        scratch = self._scratch_for(plan.most_given, source.dtype) if "elsewhere" in locations else None
         if not shared:
             scratch[self.rank][: source.numel()].copy_(source)
-            self.board.publish(self.board.steps + 2)
-        return DeliveryWindow(self, plan, [self._given(*each, scratch) for each in enumerate(notes)], target, reduce)
+            self.board.publish(first)
+        views = [self._given(*each, held, scratch) for each in enumerate(locations)]
+        return DeliveryWindow(self, plan, views, target, reduce)
 
-    def _given(self, rank, location, scratch):
+    @staticmethod
+    def _given(rank, location, held, scratch):
         """What `rank` gives: a 1-D tensor that starts at `location`."""
         if location == "elsewhere":
             return scratch[rank]
         number, offset = map(int, location.split("+"))
-        return self._buffers[number - 1].views[rank][offset:]
+        return held[number].views[rank][offset:]
 
     def _find(self, flat):
         """The shared buffer that `flat` lies in, and at which element; (None, 0) for ordinary memory."""
-        for shared in self._buffers:
+        for shared in list(self._buffers.values()):
             mine = shared.views[self.rank]
             offset = flat.data_ptr() - mine.data_ptr()
             if flat.dtype == mine.dtype and offset >= 0 and offset + flat.nbytes <= mine.nbytes:
@@ -119,8 +129,6 @@ class SharedMemoryTransport(Transport):
         size_bytes = numel * dtype.itemsize
         if self._scratch is None or self._scratch.views[0].numel() < size_bytes:
             check_memory("working memory", self.world_size, size_bytes)
-            if self._scratch is not None:
-                self._scratch.own.end()
             self._scratch = SharedBuffer(self, max(1 << 16, 1 << (size_bytes - 1).bit_length()), torch.uint8)
         return [view[:size_bytes].view(dtype) for view in self._scratch.views]
 
@@ -140,12 +148,11 @@ class SharedMemoryTransport(Transport):
         return made
 
     def close(self):
-        for shared in [*self._buffers, *([self._scratch] if self._scratch else [])]:
-            shared.own.end()
+        self._scratch = None
 
 
 class SharedBuffer:
-    """A block of each rank, seen by all.
+    """A block of each rank, seen by all. What `tensor` gives holds it: with the last view of that, all of it goes.
 
     Attributes:
         number: the same on all ranks, so that they can say which buffer a tensor lies in; 0 for scratch.
@@ -155,10 +162,27 @@ class SharedBuffer:
 
     def __init__(self, transport, numel, dtype, number=0):
         self.number, self.windows, size_bytes = number, {}, numel * dtype.itemsize
-        self.own = Block(size_bytes)
-        names = transport.agree(Call("buffer", None, numel, dtype), self.own.name)
-        blocks = [self.own if r == transport.rank else Block(size_bytes, name) for r, name in enumerate(names)]
+        own = Block(size_bytes)
+        self._blocks, self._rank, self._dtype = [own], transport.rank, dtype
+        names = transport.agree(Call("buffer", None, numel, dtype), own.name)
+        self._blocks = [own if r == transport.rank else Block(size_bytes, name) for r, name in enumerate(names)]
         transport.agree(f"{Call('buffer', None, numel, dtype)} attached")
-        self.own.forget_name()
-        self._blocks = blocks
-        self.views = [block.tensor(dtype, numel) for block in blocks]
+        own.forget_name()
+        self.views = [block.tensor(dtype, numel) for block in self._blocks]
+
+    @property
+    def __array_interface__(self):
+        """This rank's memory for NumPy, whose array of it then holds this object."""
+        mine = self.views[self._rank]
+        return {"version": 3, "data": (mine.data_ptr(), False), "shape": (mine.nbytes,), "typestr": "|u1"}
+
+    @torch.inference_mode(False)
+    def tensor(self):
+        """This rank's view, as a tensor that holds the buffer."""
+        mine = self.views[self._rank]  # no memory at all if it is empty, and nothing that must be held
+        return torch.from_numpy(np.asarray(self)).view(self._dtype) if mine.numel() else mine
+
+    def __del__(self):
+        self.windows, self.views = {}, []
+        for block in self._blocks:
+            block.end()

@@ -23,7 +23,8 @@ class SharedWindow:
         if not in_place:
             self._mine.copy_(flat)
             self._board.publish(self._board.steps + 1)
-        self._flat, self._reduce, self._in_place, self._first = flat, reduce, in_place, self._board.steps
+        self._flat = None if in_place else flat  # a buffer keeps its windows: they must not keep the buffer
+        self._reduce, self._first = reduce, self._board.steps
         return self
 
     def post(self, step):
@@ -51,7 +52,7 @@ class SharedWindow:
     def close(self):
         for reader, steps in self._plan.readers.items():
             self._board.wait_steps(reader, self._first + steps)
-        if not self._in_place:
+        if self._flat is not None:
             self._flat.copy_(self._mine)
         self._board.set_doing(IDLE)
 
@@ -64,7 +65,7 @@ class DeliveryWindow(SharedWindow):
 
     def __init__(self, transport, plan, views, target, reduce):
         self._transport, self._board, self._plan, self._mine = transport, transport.board, plan, target
-        self._reduce, self._in_place, self._first = reduce, True, transport.board.steps
+        self._flat, self._reduce, self._first = None, reduce, transport.board.steps
         self._pairs = {
             part: [
                 (target[start:stop], views[part.peer][first:last])
