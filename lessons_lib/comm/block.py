@@ -52,6 +52,7 @@ class Block:
         """Whether `name` is one that any process can open as a file."""
         return self.name.startswith("/proc/")
 
+    @torch.inference_mode(False)  # this memory is used again and again, in that mode and out of it
     def tensor(self, dtype, numel):
         """The block's first `numel` elements as a 1-D tensor, which keeps the memory mapped."""
         size_bytes = numel * dtype.itemsize
@@ -62,14 +63,15 @@ class Block:
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
+        if self._segment is not None and self._is_own:
+            self._segment.unlink()
+        self._is_own = False
 
     def end(self):
         """Give the block up; called by whoever made it, when all who use it have attached or are done."""
         self.forget_name()
         with suppress(BufferError):  # tensors still look at it: it goes with the last of them
             self.view.close() if self._segment is None else self._segment.close()
-        if self._segment is not None and self._is_own:
-            self._segment.unlink()
 
 
 def _memory_file():
