@@ -42,6 +42,9 @@ DONE = Report("result", 1)
         ({0: waited(1, "a"), 1: waited(2, "b"), 3: waited(0, "c")}, 2, "rank 2 b; rank 1 a; rank 0 c"),
         ({1: waited(0), 2: waited(1), 3: waited(2), 0: DONE}, 0, "rank 0 was waited for; rank 1 was waited for"),
         ({0: waited(1), 1: waited(0)}, 1, "rank 1 was waited for; rank 0 was waited for"),
+        # A whole collective of torch cannot tell for whom it waits, and who failed by itself names itself.
+        ({0: waited(None), 1: waited(3, "a"), 2: waited(3, "b")}, 3, "rank 3 a; rank None was waited for; rank 3 b"),
+        ({0: waited(None), 1: waited(0), 2: waited(None), 3: waited(3, "is stopped")}, 3, "rank 3 is stopped"),
         ({1: waited(1, "returned what cannot be sent")}, 1, "rank 1 returned what cannot be sent"),
         ({0: waited(None, "is not known")}, None, "rank None is not known"),
     ],

@@ -56,10 +56,12 @@ def cause(reports):
 
 
 def _who_waits_for_the_cause(failed):
-    """The rank whose wait explains the others': rank 0 waits for 1, and 1 for 2, which says nothing, gives 1."""
-    waits_for = {rank: report.error.rank for rank, report in failed.items()}
-    rank, seen = next(iter(failed)), set()
-    while waits_for[rank] in failed and rank not in seen:  # ranks may wait for each other in a circle
-        seen.add(rank)
-        rank = waits_for[rank]
-    return rank
+    """The rank whose wait explains the others': rank 0 waits for 1, and 1 for 2, which says nothing, gives 1.
+
+    A rank that failed by itself names itself. One in a whole collective of torch cannot tell whom it waits for, and
+    ranks may wait for each other in a circle.
+    """
+    waits_for = {rank: report.error.rank for rank, report in failed.items() if report.error.rank is not None}
+    by_itself = [rank for rank, peer in waits_for.items() if peer == rank]
+    for_silent = [rank for rank, peer in waits_for.items() if peer not in failed]
+    return [*by_itself, *for_silent, *waits_for, *failed][0]

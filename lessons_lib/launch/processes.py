@@ -65,6 +65,7 @@ class Ranks:
         self._texts.show()
         if self._has_failed():
             self._say_how_processes_ended()
+            self._say_which_are_stopped()
             raise cause(self._reports)
         self._have_returned = True
         reports = [self._reports[rank] for rank in range(self._world_size)]
@@ -123,13 +124,28 @@ class Ranks:
         if time.monotonic() - self._looked_s < LOOK_S:
             return
         self._looked_s = time.monotonic()
+        stopped = self._stopped()
+        self._stopped_s = {rank: self._stopped_s.get(rank, self._looked_s) for rank in stopped}
+        for rank, since_s in self._stopped_s.items():
+            if self._looked_s - since_s > self._timeout_s:
+                raise self._is_stopped(rank)
+
+    def _say_which_are_stopped(self):
+        """Who waited for a stopped rank in vain may not be able to tell which it was."""
+        for rank in self._stopped():
+            self._reports[rank] = Report("error", error=self._is_stopped(rank))
+
+    def _stopped(self):
+        """The ranks that have not reported and whose process is stopped."""
+        stopped = []
         for rank, process in enumerate(self._processes):
             with suppress(psutil.Error):
-                if rank in self._reports or psutil.Process(process.pid).status() != psutil.STATUS_STOPPED:
-                    self._stopped_s.pop(rank, None)
-                elif self._looked_s - self._stopped_s.setdefault(rank, self._looked_s) > self._timeout_s:
-                    reason = f"rank {rank} did not answer within timeout_s={self._timeout_s:g} s: it is stopped"
-                    raise RankFailed(rank, reason)
+                if rank not in self._reports and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
+                    stopped.append(rank)
+        return stopped
+
+    def _is_stopped(self, rank):
+        return RankFailed(rank, f"rank {rank} did not answer within timeout_s={self._timeout_s:g} s: it is stopped")
 
 
 def _unpickled(rank, data):
