@@ -140,7 +140,7 @@ class Communicator(Messages, Deliveries, Groups):
         if is_agreed and op != "mean" and tensor.is_contiguous() and self._is_for_torch(tensor, op, is_agreed):
             self.ledger.call("all_reduce")
             call = Call("all_reduce", tensor, op, "torch")
-            work = self._background.begin(self.transport.begin_all_reduce, call, tensor.detach(), op)
+            work = self._background.begin(self.transport.begin_all_reduce, call, dense(tensor), op)
             return work if async_op else work.wait()
         if async_op:
             return self._background.start(lambda: self._all_reduce(tensor, op, wait=False))

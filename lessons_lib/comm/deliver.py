@@ -190,7 +190,7 @@ def _joined(tensors, like):
 def _cut(whole, tensors):
     """Fill `tensors` from the one that holds them one after the other."""
     for tensor, piece in zip(tensors, whole.split([each.numel() for each in tensors]), strict=True):
-        tensor.detach().copy_(piece.view_as(tensor))
+        copy_back(tensor, piece.view_as(tensor))
 
 
 def _overlap(one, other):

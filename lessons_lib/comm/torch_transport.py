@@ -181,15 +181,17 @@ class TorchTransport(Transport):
         works = dist.batch_isend_irecv(batch)
         return works if len(works) == len(batch) else works * len(batch)
 
+    @torch.inference_mode(False)  # it outlives a call within that mode
     def scratch(self, numel, like):
         """A 1-D tensor of at least `numel` elements that outlives the call, so that its pages are touched once."""
         key = (like.dtype, like.device)
         if key not in self._scratch or self._scratch[key].numel() < numel:
-            self._scratch[key] = like.new_empty(numel)
+            self._scratch[key] = torch.empty(numel, dtype=like.dtype, device=like.device)
         return self._scratch[key]
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
+    @torch.inference_mode(False)
     def buffer(self, numel, dtype):
         self.agree(Call("buffer", None, numel, dtype))
         return torch.zeros(numel, dtype=dtype)
