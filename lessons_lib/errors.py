@@ -24,6 +24,9 @@ class RankFailed(RuntimeError):
 class CollectiveMismatch(RuntimeError):
     """Ranks disagree on what they do together: another operation, shape, dtype, order, or one has returned.
 
+    Over shared memory all ranks hear of it, and who catches it can go on. Over torch.distributed nothing can follow:
+    whatever a rank begins after it raises it again, which ends the launch.
+
     Attributes:
         calls: rank -> what it called, for the ranks that disagree.
         trace: the `Trace` of what the ranks recorded until then, or None.

@@ -87,6 +87,39 @@ def test_a_mismatch_that_nobody_waits_for_is_raised_all_the_same(transport):
         launch(reduce_all, lambda comm: torch.ones(3 + comm.rank), async_op=True, world_size=2, transport=transport)
 
 
+def disagree_and_go_on(comm, collective):
+    """Rank 0 comes with another shape; every rank catches what that raises, and tries something else."""
+    with pytest.raises(CollectiveMismatch):
+        collective(comm, torch.ones(4 if comm.rank == 0 else 5))
+    comm.barrier()
+    x = torch.ones(3)
+    comm.all_reduce(x)
+    return x.tolist()
+
+
+COLLECTIVES = {
+    "all_reduce": lambda comm, tensor: comm.all_reduce(tensor),
+    "broadcast": lambda comm, tensor: comm.broadcast(tensor),
+    "recv": lambda comm, tensor: comm.recv(tensor, 0) if comm.rank else comm.send(tensor, 1),
+}
+
+
+@pytest.mark.parametrize("collective", ["all_reduce", "broadcast"])
+def test_who_catches_a_mismatch_over_shared_memory_can_go_on(collective):
+    results = launch(disagree_and_go_on, COLLECTIVES[collective], world_size=2)
+    assert results == [[2.0] * 3] * 2
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("algorithm", ["auto", "ring", "torch"])
+@pytest.mark.parametrize("collective", COLLECTIVES)
+def test_nothing_follows_a_mismatch_over_torch_and_all_hear_of_it(collective, algorithm, world_size):
+    """What has left cannot be called back, and would be taken for a part of the next call."""
+    options = {"transport": "torch", "algorithm": algorithm, "timeout_s": 60}
+    with pytest.raises(CollectiveMismatch, match="the ranks disagree: rank 0"):
+        launch(disagree_and_go_on, COLLECTIVES[collective], world_size=world_size, **options)
+
+
 @pytest.mark.parametrize("transport", TRANSPORTS)
 def test_the_last_of_a_chain_of_waits_is_to_blame(transport):
     def fn(comm):

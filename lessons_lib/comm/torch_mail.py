@@ -3,7 +3,7 @@
 import time
 from concurrent.futures import ThreadPoolExecutor, wait
 
-from ..errors import CollectiveMismatch, RankFailed
+from ..errors import RankFailed
 from ..trace import now_s
 from .call import Call
 
@@ -45,6 +45,7 @@ class TorchMail:
     def first_sender(self, tensor):
         """Wait until some rank sends to this one; which."""
         transport, start_s, call = self._transport, now_s(), str(Call("recv", tensor, "src=None"))
+        transport.check_in_step()
         self.settle(list(self._last_receive))
         others = [(transport.rank + k) % transport.world_size for k in range(1, transport.world_size)]
         while True:
@@ -53,7 +54,7 @@ class TorchMail:
                 if text.startswith("send("):
                     return src
             if all(text.endswith(")") for text in heard.values()):  # they are all in something else, and wait there
-                raise CollectiveMismatch({transport.rank: call, **heard})
+                transport.disagree({transport.rank: call, **heard})
             if now_s() - start_s > transport.timeout_s:
                 reason = f"no rank sent to rank {transport.rank} within timeout_s={transport.timeout_s:g} s: in {call}"
                 raise RankFailed(None, reason)

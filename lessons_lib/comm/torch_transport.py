@@ -48,7 +48,7 @@ class TorchTransport(Transport):
         self._header_device = "cpu" if has_cpu else torch.accelerator.current_accelerator()
         self.set_timeout(timeout_s)
         self._doing, self._scratch, self._groups = "its own code", {}, []
-        self._asked, self._mail = {}, TorchMail(self)
+        self._asked, self._mail, self._mismatch = {}, TorchMail(self), None
 
     def set_timeout(self, timeout_s):
         self._timeout, self.timeout_s = timedelta(seconds=timeout_s), timeout_s
@@ -109,7 +109,20 @@ class TorchTransport(Transport):
         self.wait(work, src)
         theirs = bytes(data.tolist()).rstrip(b"\0").decode(errors="replace")
         if theirs != expected:
-            raise CollectiveMismatch({self.rank: call, src: theirs})
+            self.disagree({self.rank: call, src: theirs})
+
+    def disagree(self, calls):
+        """Raise the `CollectiveMismatch` of `calls`, and again whenever this rank begins something else.
+
+        What has left cannot be called back, and the others would take it for a part of what comes next.
+        """
+        self._mismatch = CollectiveMismatch(calls)
+        raise self._mismatch
+
+    def check_in_step(self):
+        """Raise if ranks have disagreed before."""
+        if self._mismatch is not None:
+            raise self._mismatch
 
     def agree(self, call, note=""):
         Greeting(self, str(call), [rank for rank in range(self.world_size) if rank != self.rank]).end()
@@ -128,6 +141,7 @@ class TorchTransport(Transport):
 
     def post_message(self, tensor, dst):
         """Let a message leave: its header, then the tensor. What `wait_all` waits for."""
+        self.check_in_step()
         self._doing = str(Call("send", tensor, f"dst={dst}"))
         return self.send_header(self._doing, dst), (self.post(dist.isend, tensor, dst, DATA_TAG), tensor)
 
@@ -147,6 +161,7 @@ class TorchTransport(Transport):
 
     def take_message(self, tensor, src):
         """Wait for the next message from rank `src`, which must be `tensor`'s; when that rank was ready to send (s)."""
+        self.check_in_step()
         call, expected = Call("recv", tensor, f"src={src}"), Call("send", tensor, f"dst={self.rank}")
         self.check_header(str(call), src, self.expect_header(src), str(expected))
         heard_s = now_s()
@@ -207,6 +222,7 @@ class TorchTransport(Transport):
         return is_agreed or tensor.nbytes >= WHOLE_BYTES
 
     def begin_all_reduce(self, call, flat, op):
+        self.check_in_step()
         return TorchWork(self, call, dist.all_reduce(flat, TORCH_OPS[op], self.group, async_op=True))
 
     def all_reduce(self, call, flat, op):
@@ -245,6 +261,7 @@ class Greeting:
 
     def __init__(self, transport, call, peers):
         self._transport, self.call = transport, call
+        transport.check_in_step()
         transport.settle(peers)
         self._told = [(*transport.send_header(call, rank), rank) for rank in peers]
         self._heard = {rank: transport.expect_header(rank) for rank in peers}

@@ -2,7 +2,6 @@
 
 from datetime import timedelta
 
-from ..errors import CollectiveMismatch
 from ..trace import now_s
 
 LOOK = timedelta(seconds=0.25)  # after so long a wait it is worth to see what the others are in
@@ -41,7 +40,7 @@ class TorchWork:
             others = self._heard()
             num_elsewhere = num_elsewhere + 1 if others else 0
             if num_elsewhere == NUM_LOOKS:
-                raise CollectiveMismatch({self._transport.rank: str(self._call), **others})
+                self._transport.disagree({self._transport.rank: str(self._call), **others})
 
     def is_completed(self):
         return self._work.is_completed()
