@@ -6,6 +6,7 @@ import math
 import pickle
 import subprocess
 import sys
+from functools import cache
 from itertools import product
 
 import pytest
@@ -114,13 +115,29 @@ def as_tensors(keywords, shape, dtype):
     return {**keywords, **made}
 
 
+def for_torch(keywords):
+    """The same hyperparameters as numbers where the installed torch does not step with tensors of one element."""
+    if torch_steps_with_tensors():
+        return keywords
+    numbers = {"lr": float(keywords["lr"])}
+    if "betas" in keywords:
+        numbers["betas"] = tuple(map(float, keywords["betas"]))
+    return {**keywords, **numbers}
+
+
+@cache
+def torch_steps_with_tensors():
+    return outcome(torch.optim.SGD, lambda kind, p: kind([p], lr=torch.ones(1))) is None
+
+
 @pytest.mark.parametrize("shape, dtype", [((), torch.float32), ((1,), torch.float64)])
 @pytest.mark.parametrize("kind, keywords", COMBINATIONS, ids=lambda v: v.__name__ if isinstance(v, type) else str(v))
 def test_equals_torch_also_with_tensors_as_hyperparameters(kind, keywords, shape, dtype):
     twins, keywords = Twins(), as_tensors({"lr": 0.01, **keywords}, shape, dtype)
     given = copy.deepcopy(keywords)
-    worst = run_both(twins, kind(twins.ours, **keywords), PEERS[kind](twins.theirs, **keywords), num_steps=50)
-    assert worst <= 1e-12
+    theirs = PEERS[kind](twins.theirs, **for_torch(keywords))
+    exact = torch_steps_with_tensors() or dtype == torch.float64  # 1 - beta is rounded in the tensor's dtype
+    assert run_both(twins, kind(twins.ours, **keywords), theirs, num_steps=50) <= (1e-12 if exact else 1e-6)
     assert str(given) == str(keywords), "the caller's tensors are as they were"
 
 
@@ -353,6 +370,8 @@ def test_hyperparameters_are_refused_as_by_torch_or_more_strictly(kind):
             continue
         for value in STRANGE_BETAS if name == "betas" else STRANGE:
             ours, theirs = (outcome(k, lambda k, p: k([p], **{name: value})) for k in (kind, PEERS[kind]))  # noqa: B023
+            if name == "lr" and isinstance(value, torch.Tensor) and not torch_steps_with_tensors():
+                continue
             if not stumbles(name, value) and not (theirs is None and "nan" in str(value)):
                 assert ours == theirs, (name, value)
 
