@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lessons_lib import CollectiveMismatch, RankFailed, launch
+from lessons_lib.comm.factory import meet
 from lessons_lib.schedules import Message, Schedule, ring
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -235,6 +236,13 @@ def test_nothing_follows_the_end(transport):
             comm.barrier()
 
     assert launch(fn, world_size=2, transport=transport) == [None, None]
+
+
+def test_ranks_that_do_not_come_to_the_meeting_are_no_error_of_this_rank(tmp_path):
+    """It may lose its connection because another rank fails, whose own error says more."""
+    with pytest.raises(RankFailed, match="a rank did not come, or ended, while rank 0 was connecting") as caught:
+        meet("torch", 0, 2, str(tmp_path / "store"), start_timeout_s=0.3, timeout_s=0.3)
+    assert caught.value.rank is None
 
 
 def test_two_threads_at_once_are_refused():

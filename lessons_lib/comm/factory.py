@@ -4,6 +4,7 @@ from datetime import timedelta
 
 import torch.distributed as dist
 
+from ..errors import RankFailed
 from .communicator import Communicator
 from .shared_memory import SharedMemoryTransport, board_bytes
 from .torch_transport import TorchTransport
@@ -30,6 +31,9 @@ def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s,
 
     Returns:
         The `Communicator`, when all ranks have come.
+
+    Raises:
+        RankFailed: a rank does not come, or ended while this one was connecting to it.
     """
     if transport == "shared_memory":
         joined = SharedMemoryTransport(rank, world_size, meeting_place, start_timeout_s, links)
@@ -37,8 +41,12 @@ def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s,
         joined.set_timeout(timeout_s)
         return Communicator(joined, **options)
     store = dist.FileStore(meeting_place, world_size)
-    store.set_timeout(timedelta(seconds=start_timeout_s))
-    dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size)
+    limit = timedelta(seconds=max(start_timeout_s, timeout_s))  # gloo's limit for connecting is that of its collectives
+    try:
+        dist.init_process_group("gloo", store=store, rank=rank, world_size=world_size, timeout=limit)
+    except RuntimeError as error:
+        reason = f"a rank did not come, or ended, while rank {rank} was connecting to it ({str(error).splitlines()[0]})"
+        raise RankFailed(None, reason) from error
     return of_group(timeout_s, links, own_group=True, **options)
 
 
