@@ -13,6 +13,9 @@ LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
 ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, ASLEEP, STAMPS = range(9)
 NUM_STAMPS = 48  # times of the last steps; they end below TEXT_AT[0] // 8. Only emulated links look back, a few steps
 SPINS = 200  # about 10 µs: a rank that is only a little behind comes in less, and giving the core away costs as much
+# Among ranks alone, yielding the core is the quickest way to wait, for so long. A single yield that takes longer shows
+# that other work wants the cores: then the next so many waits sleep at once, and come back when they are rung for.
+YIELD_S, SLEEPS = 1e-3, 200
 NAP_S = 1e-3  # so long at most a rank sleeps that nobody will wake
 LOOK_S = 0.1  # so often a rank that waits looks whether the ranks wait for each other
 IDLE, SEND, RECV, COLLECTIVE = range(4)
@@ -34,6 +37,7 @@ class Board:
         self.ints = self._bytes.cast("B").cast("q")
         self.fence, self._bell = Fence(), Bell(self.block.view)
         self._line, self._num_calls, self.steps = self._at(rank, 0), 0, 0
+        self._sleeps_left = 0  # how many more waits do not yield, because other work wants the cores
         self.meanwhile = None  # what else goes on while this rank waits
         self._others_asleep = [self._at(other, ASLEEP) for other in range(world_size) if other != rank]
 
@@ -62,12 +66,13 @@ class Board:
     # --- waiting -----------------------------------------------------------------------------------------------------
 
     def wait(self, index, value, peer):
-        """Wait until the whole number at `index` has reached `value`: spin a little, then give the core away."""
+        """Wait until the whole number at `index` has reached `value`: spin a little, yield a while, then sleep."""
         ints = self.ints
         for _ in range(SPINS):
             if ints[index] >= value:
                 return
         start_s = looked_s = now_s()
+        self._sleeps_left = max(0, self._sleeps_left - 1)
         # A rank whose messages go on meanwhile is no part of a deadlock: what others wait for may be among them.
         ints[self._line + VALUE], ints[self._line + INDEX] = (-1 if self.meanwhile else value), index
         while ints[index] < value:
@@ -86,10 +91,13 @@ class Board:
                 )
 
     def _give_way(self, index, value, waited_s):
-        """Sleep until somebody writes at `index`; where the system has no such thing, yield, and nap in a long wait."""
-        if not self._bell.works:
+        """Yield the core, or sleep until somebody writes at `index`; without a bell, nap a little in a long wait."""
+        if (not self._sleeps_left and waited_s < YIELD_S) or not self._bell.works:
+            start_s = now_s()
             yield_core()
-            if waited_s > 1e-3:
+            if now_s() - start_s > YIELD_S:
+                self._sleeps_left = SLEEPS
+            if waited_s > YIELD_S:
                 time.sleep(min(waited_s / 20, NAP_S))
             return
         self.ints[self._line + ASLEEP] = 1
