@@ -74,6 +74,9 @@ PICTURES = {
     "schedule": lambda: show.schedule(ring(4)),
     "large schedule": lambda: show.schedule(ring(12), max_rounds=3),
     "broadcast": lambda: show.schedule(tree_broadcast(4)),
+    "unrolled": lambda: show.unrolled(num_steps=4),
+    "lookup": lambda: show.lookup([1, 2], [[1, 0], [0, 1], [1, 1]], [10, 20, 30]),
+    "weights": lambda: show.weights({"head 1": [[1.0, 0.0], [0.4, 0.6]], "head 2": np.eye(2)}, "ab"),
 }
 
 
@@ -301,6 +304,16 @@ def test_pictures_drawn_in_threads_do_not_disturb_each_other():
     for thread in threads:
         thread.join()
     assert [drawn[k] for k in range(4)] == wanted
+
+
+def test_a_lookup_shows_the_softmax_of_its_scores_and_the_weighted_mean():
+    shown = [text.get_text() for text in texts(show.lookup([1, 2], [[1, 0], [0, 1], [1, 1]], [10, 20, 30]))]
+    exponentials = np.exp([1.0, 2.0, 3.0])
+    shares = exponentials / exponentials.sum()
+    assert {f"{share:.2f}" for share in shares} <= set(shown)
+    assert f"{shares @ [10, 20, 30]:.2f}" == "25.75" and "25.75" in shown
+    with pytest.raises(ValueError, match=r"keys of shape \(2, 3\): \(2, 2\) is needed"):
+        show.lookup([1, 2], [[1, 0, 0], [0, 1, 0]], [10, 20])
 
 
 def test_own_figures_become_pictures(tmp_path):

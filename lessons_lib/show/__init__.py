@@ -7,6 +7,7 @@ from .ledger import ledger
 from .lines import history, lines
 from .player import player
 from .schedule import schedule
+from .sequences import lookup, unrolled, weights
 from .style import COLOURS, colour, figure, picture, rank_colour
 from .timeline import timeline
 
@@ -20,10 +21,13 @@ __all__ = [
     "history",
     "ledger",
     "lines",
+    "lookup",
     "mark",
     "picture",
     "player",
     "rank_colour",
     "schedule",
     "timeline",
+    "unrolled",
+    "weights",
 ]
