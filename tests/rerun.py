@@ -26,6 +26,8 @@ from nbclient import NotebookClient
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 KERNEL = {"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"}
 WIDGET_VIEW = "application/vnd.jupyter.widget-view+json"
+PREDICTION = "**Predict.**"
+GUESS = re.compile(r"^(guess\w*) = .*# your guess: \w", re.MULTILINE)
 
 
 @dataclass
@@ -131,12 +133,38 @@ def fill(notebook):
     return filled
 
 
+def answers(notebook):
+    """The ids of the cells whose outputs tell what the reader is asked to predict.
+
+    They begin below "**Predict.**" and the cell with the guess, if there is one, and end with the run of code cells in
+    which the guess is first used. A cell that uses another guess of the same prediction later is an answer too.
+    """
+    ids, guesses, open_, told = [], set(), False, False
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            if PREDICTION in cell.source:
+                open_, told, guesses = True, False, set()
+            elif told:
+                open_ = False
+        elif found := GUESS.findall(cell.source):
+            guesses |= set(found)
+        else:
+            used = {name for name in guesses if re.search(rf"\b{name}\b", cell.source)}
+            told = told or bool(used) or not guesses
+            guesses -= used
+            if cell.outputs and (open_ or used):
+                ids.append(cell.id)
+    return ids
+
+
 def clean(notebook):
-    """Drop what differs from machine to machine or from run to run: metadata, widget states, erased text."""
+    """Drop what differs from machine to machine or from run to run, and fold the outputs that tell an answer."""
     notebook.metadata = {"kernelspec": KERNEL, "language_info": {"name": "python"}}
+    folded = answers(notebook)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags")
-        cell.metadata = {"tags": tags} if tags else {}
+        cell.metadata = {"jupyter": {"outputs_hidden": True}} if cell.id in folded else {}
+        cell.metadata |= {"tags": tags} if tags else {}
         for output in cell.get("outputs", []):
             output.get("data", {}).pop(WIDGET_VIEW, None)
             output.pop("transient", None)

@@ -9,10 +9,12 @@ import re
 import socket
 import statistics
 import sys
+from itertools import takewhile
 
 import nbformat
 import pytest
-from rerun import ROOT, WIDGET_VIEW, execute, fill
+from nbconvert import HTMLExporter
+from rerun import GUESS, PREDICTION, ROOT, WIDGET_VIEW, answers, execute, fill
 
 from lessons_lib.exercises import all_exercises
 
@@ -21,7 +23,12 @@ FOLDERS = r"(?<![\w.])/(?:work|root|home|Users|tmp)/[\w.]|\\(?:Users|home)\\"
 MACHINE = re.compile(FOLDERS + r"|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
 MAX_BYTES = 1.2e9
 
+FOLDED = {"outputs_hidden": True}
+
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+in_one_form = pytest.mark.parametrize(
+    "path", [path for path in NOTEBOOKS if path.stem != "06-sequences"], ids=lambda path: path.stem
+)
 
 
 def read(path):
@@ -71,11 +78,45 @@ def test_outputs_hold_nothing_of_the_machine_that_made_them(path):
     names = {name for name in (socket.gethostname(), getpass.getuser()) if name not in ("root", "runner", "localhost")}
     own = re.compile("|".join([MACHINE.pattern, re.escape(str(ROOT)), *(rf"\b{re.escape(n)}\b" for n in names)]))
     for cell in code_cells(read(path)):
-        assert set(cell.metadata) <= {"tags"}, "no timestamps, no widget states: run tests/rerun.py"
+        assert set(cell.metadata) <= {"tags", "jupyter"}, "no timestamps, no widget states: run tests/rerun.py"
         for output in cell.outputs:
             assert output.output_type != "error", output.get("evalue")
             assert WIDGET_VIEW not in output.get("data", {}), "run tests/rerun.py"
             assert not (found := own.search(text_of(output))), f"{found.group()!r} below {cell.source!r}"
+
+
+@in_one_form
+def test_a_prediction_asks_for_a_guess_and_is_answered_before_the_next_heading(path):
+    cells = read(path).cells
+    told = answers(read(path))
+    for i, cell in enumerate(cells):
+        if guesses := re.findall(r"^(guess\w*) = ", cell.source, re.MULTILINE):
+            assert PREDICTION in cells[i - 1].source
+            assert guesses == GUESS.findall(cell.source), "guess = …  # your guess: what, in which unit"
+            later = "".join(later.source for later in cells[i + 1 :] if later.cell_type == "code")
+            assert all(re.search(rf"\b{name}\b", later) for name in guesses), "the result is shown beside the guess"
+        if PREDICTION in cell.source:
+            section = takewhile(lambda later: not starts_another(later), cells[i + 1 :])
+            assert any(later.id in told for later in section), cell.source
+
+
+def starts_another(cell):
+    """Whether a prediction or a section begins in this cell."""
+    return cell.cell_type == "markdown" and (PREDICTION in cell.source or re.search("^#", cell.source, re.MULTILINE))
+
+
+@in_one_form
+def test_answers_to_predictions_are_folded(path):
+    notebook = read(path)
+    hidden = {cell.id: cell.metadata.jupyter for cell in code_cells(notebook) if "jupyter" in cell.metadata}
+    assert hidden == dict.fromkeys(answers(notebook), FOLDED), "run tests/rerun.py"
+
+
+def test_a_page_for_a_site_folds_what_a_notebook_folds():
+    exporter = HTMLExporter(extra_template_basedirs=[str(ROOT / ".github")], template_name="page")
+    notebook = read(NOTEBOOKS[0])
+    page, _ = exporter.from_notebook_node(notebook)
+    assert page.count("<details>") == page.count("</details>") == len(answers(notebook)) > 0
 
 
 @every_notebook
