@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lessons_lib.exercises import Exercise, Mistake, Outcome, all_exercises, by_rank
+from lessons_lib.exercises import Exercise, Outcome, all_exercises, by_rank, edit
 from lessons_lib.exercises.compare import difference, show_value
 from lessons_lib.exercises.running import is_stub
 
@@ -24,22 +24,17 @@ def mean(values):
 
 
 def forgot_to_divide(values):
+    """Divide by the number of values."""
     return values.sum()
 
 
-def off_by_one(values):
-    return values.sum() / (len(values) - 1)
-
-
 def first_only(values):
+    """All values
+    count."""
     return values[0]
 
 
-MISTAKES = [
-    Mistake(forgot_to_divide, "Divide by the number of values."),
-    Mistake(off_by_one, "Divide by n, not by n − 1."),
-    Mistake(first_only, "All values count."),
-]
+MISTAKES = [forgot_to_divide, edit("len(values)", "(len(values) - 1)", "Divide by n, not by n − 1."), first_only]
 CASES = [(torch.tensor([1.0, 2.0, 6.0]),), (torch.arange(1.0, 12.0),)]
 
 
@@ -115,9 +110,38 @@ def test_the_first_difference_is_named_with_case_place_and_values():
     assert verdict.hint == "" and ".hint()" in verdict.message
 
 
-@pytest.mark.parametrize("mistake", MISTAKES, ids=lambda mistake: mistake.fn.__name__)
+@pytest.mark.parametrize("mistake", exercise().mistakes, ids=lambda mistake: mistake.hint)
 def test_a_known_mistake_gets_its_own_hint(mistake):
     assert exercise().check(mistake.fn).hint == mistake.hint
+
+
+def test_a_mistake_is_a_function_with_its_hint_as_docstring_or_an_edit_of_the_reference():
+    """Hints say nothing of how their text is wrapped, and an edit sees what the reference sees."""
+    forgotten, short, first = exercise().mistakes
+    assert (forgotten.fn, forgotten.hint) == (forgot_to_divide, "Divide by the number of values.")
+    assert first.hint == "All values count."
+    assert short.hint == "Divide by n, not by n − 1." and short.fn(torch.tensor([1.0, 2.0, 6.0])) == 4.5
+    (both,) = exercise(mistakes=[edit(".sum()", ".prod()", " / ", " * ", "…")]).mistakes
+    assert both.fn(torch.tensor([1.0, 2.0, 6.0])) == 36
+
+
+@pytest.mark.parametrize(
+    ("mistake", "kind", "message"),
+    [
+        (lambda values: values, TypeError, "a function whose docstring is its hint is needed"),
+        ("Divide.", TypeError, "mistakes has 'Divide.'"),
+        (edit("mean of a", "sum of a", "…"), ValueError, "once is needed, not 0 times"),  # it is in the docstring alone
+        (edit("values", "", "…"), ValueError, "old='values': code that stands in mean once is needed, not 3 times"),
+    ],
+)
+def test_bad_mistakes_are_refused(mistake, kind, message):
+    with pytest.raises(kind, match=message):
+        _ = exercise(mistakes=[mistake]).mistakes
+
+
+def test_an_edit_is_pairs_and_a_hint():
+    with pytest.raises(TypeError, match="edit got 2 texts"):
+        edit("old", "new")
 
 
 def test_a_known_mistake_written_another_way_gets_the_same_hint():
@@ -226,6 +250,7 @@ def test_refusing_bad_input_can_be_asked_for():
 
 
 def send_twice(n):
+    """Half as many will do."""
     return [1] * 2 * n
 
 
@@ -237,8 +262,7 @@ def budgeted(**changes):
         messages = fn(n)
         return Outcome(sum(messages) > 0, cost={"messages": len(messages)})
 
-    mistakes = [Mistake(send_twice, "Half as many will do.")]
-    return Exercise(once, [(4,), (2000,)], mistakes, outcome=measure, **changes)
+    return Exercise(once, [(4,), (2000,)], [send_twice], outcome=measure, **changes)
 
 
 def test_a_budget_that_is_exceeded_is_named():
@@ -311,10 +335,11 @@ def test_what_reference_and_mistakes_print_stays_hidden(capsys):
         return values.mean()
 
     def also_chatty(values):
+        """Be quiet."""
         print("mistake")
         return values.sum()
 
-    Exercise(chatty, CASES, [Mistake(also_chatty, "…")]).check(lambda values: print("learner"))
+    Exercise(chatty, CASES, [also_chatty]).check(lambda values: print("learner"))
     assert set(capsys.readouterr().out.split()) == {"learner"}
 
 

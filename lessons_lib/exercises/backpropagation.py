@@ -5,7 +5,7 @@ import functools
 import torch
 
 from lessons_lib.autograd import results_first
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome
 
 
 def matmul_backward(A, B, G):
@@ -18,27 +18,38 @@ def matmul_backward(A, B, G):
 
 
 def _without_transposing(A, B, G):
+    """The factors are the right ones, not transposed. Shapes tell: G is (n, m), B (k, m), A's gradient (n, k), so m
+    must be summed over: G @ B.T. Likewise A.T on the other side."""
     return G @ B, A @ G
 
 
 def _from_the_other_side(A, B, G):
+    """The factors are transposed and on the wrong side. A stood on the left of B, so its gradient has B.T on the right:
+    G @ B.T. And B's has A.T on the left."""
     return B.T @ G, G @ A.T
 
 
 def _swapped(A, B, G):
+    """Both gradients are right, in the wrong order: return A's first, then B's."""
     return A.T @ G, G @ B.T
 
 
 def _element_by_element(A, B, G):
+    """That is the rule of ×, element by element. In a matrix product A[i, l] acts on a whole row of C, so its gradient
+    is a sum over that row."""
     return G * B, G * A
 
 
 def _without_g(A, B, G):
+    """G is not used: that would be right if the loss were the sum of C. In general each element of C counts with its
+    own weight, G[i, j]."""
     ones = torch.ones_like(G)
     return ones @ B.T, A.T @ ones
 
 
 def _transposed(A, B, G):
+    """Each gradient comes out transposed. It must have the shape of its own array, A's (n, k) and B's (k, m): (X Y).T =
+    Y.T X.T."""
     return B @ G.T, G.T @ A
 
 
@@ -57,34 +68,7 @@ def _matmul_cases():
 matmul_backward = Exercise(
     matmul_backward,
     _matmul_cases,
-    [
-        Mistake(
-            _without_transposing,
-            "The factors are the right ones, not transposed. Shapes tell: G is (n, m), B (k, m), A's gradient (n, k), "
-            "so m must be summed over: G @ B.T. Likewise A.T on the other side.",
-        ),
-        Mistake(
-            _from_the_other_side,
-            "The factors are transposed and on the wrong side. A stood on the left of B, so its gradient has B.T on "
-            "the right: G @ B.T. And B's has A.T on the left.",
-        ),
-        Mistake(_swapped, "Both gradients are right, in the wrong order: return A's first, then B's."),
-        Mistake(
-            _element_by_element,
-            "That is the rule of ×, element by element. In a matrix product A[i, l] acts on a whole row of C, so its "
-            "gradient is a sum over that row.",
-        ),
-        Mistake(
-            _without_g,
-            "G is not used: that would be right if the loss were the sum of C. In general each element of C counts "
-            "with its own weight, G[i, j].",
-        ),
-        Mistake(
-            _transposed,
-            "Each gradient comes out transposed. It must have the shape of its own array, A's (n, k) and B's (k, m): "
-            "(X Y).T = Y.T X.T.",
-        ),
-    ],
+    [_without_transposing, _from_the_other_side, _swapped, _element_by_element, _without_g, _transposed],
     [
         "C[i, j] = Σ_l A[i, l] · B[l, j]. Which elements of C contain A[i, l], and with what factor?",
         "A's gradient at [i, l] is Σ_j G[i, j] · B[l, j]: a matrix product with one of the two transposed.",
@@ -108,12 +92,16 @@ def sum_to(g, shape):
 
 
 def _left_only(g, shape):
+    """Missing dimensions are summed; sizes of 1 are not. An array of shape (3, 1) was stretched along its last
+    dimension: sum over that one too, with keepdim=True."""
     while g.dim() > len(shape):
         g = g.sum(0)
     return g
 
 
 def _ones_only(g, shape):
+    """Sizes of 1 are summed; missing dimensions are not. A bias of shape (m,) under a batch (N, m) was repeated N
+    times: while g has more dimensions than shape, sum over the first."""
     for i in range(1, len(shape) + 1):
         if shape[-i] == 1:
             g = g.sum(-i, keepdim=True)
@@ -121,17 +109,20 @@ def _ones_only(g, shape):
 
 
 def _dropped(g, shape):
+    """The sums are right, but dimensions of size 1 are gone: (3, 1) is not (3,). Sum with keepdim=True."""
     while g.dim() > len(shape):
         g = g.sum(0)
     return g.sum([i for i, size in enumerate(shape) if size == 1]) if 1 in shape else g
 
 
 def _mean_to(g, shape):
+    """You average. Each copy of a repeated element adds its own part to the loss, so their gradients add: sum."""
     out = sum_to.reference(g, shape)
     return out * (out.numel() / g.numel())
 
 
 def _first_of_each(g, shape):
+    """You keep one copy's gradient and drop the others'. All copies are the same element: sum over them."""
     while g.dim() > len(shape):
         g = g[0]
     for i, size in enumerate(shape):
@@ -140,6 +131,8 @@ def _first_of_each(g, shape):
 
 
 def _matched_from_the_left(g, shape):
+    """Broadcasting lines shapes up from the right: what is missing is missing on the left. Sum over the first
+    dimensions of g, not the last."""
     while g.dim() > len(shape):
         g = g.sum(-1)
     for i, size in enumerate(shape):
@@ -148,6 +141,7 @@ def _matched_from_the_left(g, shape):
 
 
 def _unchanged(g, shape):
+    """g comes back as it was. It has the shape of the result; the gradient must have the shape of the source."""
     return g
 
 
@@ -161,39 +155,7 @@ def _sum_to_cases():
 sum_to = Exercise(
     sum_to,
     _sum_to_cases,
-    [
-        Mistake(
-            _left_only,
-            "Missing dimensions are summed; sizes of 1 are not. An array of shape (3, 1) was stretched along its last "
-            "dimension: sum over that one too, with keepdim=True.",
-        ),
-        Mistake(
-            _ones_only,
-            "Sizes of 1 are summed; missing dimensions are not. A bias of shape (m,) under a batch (N, m) was "
-            "repeated N times: while g has more dimensions than shape, sum over the first.",
-        ),
-        Mistake(
-            _dropped,
-            "The sums are right, but dimensions of size 1 are gone: (3, 1) is not (3,). Sum with keepdim=True.",
-        ),
-        Mistake(
-            _mean_to,
-            "You average. Each copy of a repeated element adds its own part to the loss, so their gradients add: sum.",
-        ),
-        Mistake(
-            _first_of_each,
-            "You keep one copy's gradient and drop the others'. All copies are the same element: sum over them.",
-        ),
-        Mistake(
-            _matched_from_the_left,
-            "Broadcasting lines shapes up from the right: what is missing is missing on the left. Sum over the first "
-            "dimensions of g, not the last.",
-        ),
-        Mistake(
-            _unchanged,
-            "g comes back as it was. It has the shape of the result; the gradient must have the shape of the source.",
-        ),
-    ],
+    [_left_only, _ones_only, _dropped, _mean_to, _first_of_each, _matched_from_the_left, _unchanged],
     [
         "Two kinds of dimension were stretched: those that `shape` does not have at all, on the left, and those where "
         "it has size 1.",
@@ -220,35 +182,46 @@ def _one_hot(z, y):
 
 
 def _not_averaged(z, y, g):
+    """N times too large: the loss is a mean over N samples, so each contributes a share of 1/N."""
     return g * (z.softmax(1) - _one_hot(z, y))
 
 
 def _averaged_over_all(z, y, g):
+    """Divided by N · C. The mean is over samples; a sample's loss is one number, however many the classes."""
     return g * (z.softmax(1) - _one_hot(z, y)) / z.numel()
 
 
 def _wrong_sign(z, y, g):
+    """The sign is turned round: raising the logit of the right class must lower the loss, so its gradient p − 1 is
+    negative."""
     return g * (_one_hot(z, y) - z.softmax(1)) / len(z)
 
 
 def _alone(z, y, g):
+    """g is not used. The loss may stand inside something larger, such as a weighted sum: multiply by g."""
     return (z.softmax(1) - _one_hot(z, y)) / len(z)
 
 
 def _along_the_batch(z, y, g):
+    """Your softmax runs down the batch. Each sample, a row, has its own probabilities: dim=1."""
     return g * (z.softmax(0) - _one_hot(z, y)) / len(z)
 
 
 def _overflows(z, y, g):
+    """Right for small logits; for large ones exp overflows and inf/inf is not a number. Use z.softmax(1), or subtract
+    each row's maximum first."""
     e = z.exp()
     return g * (e / e.sum(1, keepdim=True) - _one_hot(z, y)) / len(z)
 
 
 def _right_class_only(z, y, g):
+    """Only the right class gets a gradient. The log of the sum depends on every logit: the wrong classes get p, and are
+    pushed down."""
     return g * _one_hot(z, y) * (z.softmax(1) - 1) / len(z)
 
 
 def _logits_for_probabilities(z, y, g):
+    """The logits stand where their softmax belongs: P − Y, with P = z.softmax(1)."""
     return g * (z - _one_hot(z, y)) / len(z)
 
 
@@ -268,41 +241,14 @@ cross_entropy_backward = Exercise(
     cross_entropy_backward,
     _cross_entropy_cases,
     [
-        Mistake(
-            _not_averaged,
-            "N times too large: the loss is a mean over N samples, so each contributes a share of 1/N.",
-        ),
-        Mistake(
-            _averaged_over_all,
-            "Divided by N · C. The mean is over samples; a sample's loss is one number, however many the classes.",
-        ),
-        Mistake(
-            _wrong_sign,
-            "The sign is turned round: raising the logit of the right class must lower the loss, so its gradient "
-            "p − 1 is negative.",
-        ),
-        Mistake(
-            _alone,
-            "g is not used. The loss may stand inside something larger, such as a weighted sum: multiply by g.",
-        ),
-        Mistake(
-            _along_the_batch,
-            "Your softmax runs down the batch. Each sample, a row, has its own probabilities: dim=1.",
-        ),
-        Mistake(
-            _overflows,
-            "Right for small logits; for large ones exp overflows and inf/inf is not a number. Use z.softmax(1), or "
-            "subtract each row's maximum first.",
-        ),
-        Mistake(
-            _right_class_only,
-            "Only the right class gets a gradient. The log of the sum depends on every logit: the wrong classes get "
-            "p, and are pushed down.",
-        ),
-        Mistake(
-            _logits_for_probabilities,
-            "The logits stand where their softmax belongs: P − Y, with P = z.softmax(1).",
-        ),
+        _not_averaged,
+        _averaged_over_all,
+        _wrong_sign,
+        _alone,
+        _along_the_batch,
+        _overflows,
+        _right_class_only,
+        _logits_for_probabilities,
     ],
     [
         "Write the loss of one sample as log Σ_k exp(z_k) − z_y, and differentiate with respect to z_k.",
@@ -339,6 +285,8 @@ def gradients(loss):
 
 
 def _overwrites(loss):
+    """A node with several results keeps the part of the last one only. Parts add: keep what has arrived and add to
+    it."""
     grads = {loss: torch.ones_like(loss.data)}
     for node in results_first(loss):
         for source, pull in node.edges:
@@ -347,6 +295,8 @@ def _overwrites(loss):
 
 
 def _in_place(loss):
+    """`+=` writes into the tensor that is there, and a pull may hand on the very tensor it was given (that of + does):
+    then other nodes' gradients change too. Write `a = a + part`, which makes a new one."""
     grads = {loss: torch.ones_like(loss.data)}
     for node in results_first(loss):
         for source, pull in node.edges:
@@ -358,6 +308,8 @@ def _in_place(loss):
 
 
 def _as_soon_as_reached(loss):
+    """A node hands its gradient on each time something arrives, so what came first is handed on again. Let it wait
+    until all its results have delivered, and then hand on once."""
     grads, waiting = {loss: torch.ones_like(loss.data)}, [loss]
     while waiting:
         node = waiting.pop()
@@ -368,6 +320,8 @@ def _as_soon_as_reached(loss):
 
 
 def _nearest_first(loss):
+    """Each node hands on once, but in the order of discovery, and a shortcut lets a node be found before all its
+    results are done. Count the edges that lead to a node, and wait for the last."""
     grads, order = {loss: torch.ones_like(loss.data)}, [loss]
     for node in order:
         for source, pull in node.edges:
@@ -378,6 +332,8 @@ def _nearest_first(loss):
 
 
 def _every_path(loss):
+    """You walk every path, and each fork doubles their number. Add up at a node first; then each edge is needed
+    once."""
     grads, waiting = {}, [(loss, torch.ones_like(loss.data))]
     while waiting:
         node, g = waiting.pop()
@@ -387,6 +343,8 @@ def _every_path(loss):
 
 
 def _every_path_by_recursion(loss):
+    """Your function calls itself along every path, and each fork doubles their number. Add up at a node first, and go
+    on from there once, with a list of nodes that are ready in place of the calls."""
     grads = {}
 
     def visit(node, g):
@@ -399,6 +357,8 @@ def _every_path_by_recursion(loss):
 
 
 def _by_recursion(loss):
+    """Values and order are right; the depth is not: Python stops nested calls at about a thousand. Keep a list of nodes
+    still to be visited instead."""
     order, seen = [], set()
 
     def visit(node):
@@ -417,10 +377,12 @@ def _by_recursion(loss):
 
 
 def _started_at_zero(loss):
+    """All gradients are zero: the loss's own gradient, with which it begins, is 1."""
     return {node: torch.zeros_like(loss.data) for node in gradients.reference(loss)}
 
 
 def _leaves_only(loss):
+    """The values are right, but only for nodes without edges. The gradients in between are asked for too."""
     return {node: g for node, g in gradients.reference(loss).items() if not node.edges}
 
 
@@ -472,49 +434,15 @@ gradients = Exercise(
     gradients,
     [(name,) for name in _GRAPHS],
     [
-        Mistake(
-            _overwrites,
-            "A node with several results keeps the part of the last one only. Parts add: keep what has arrived and add "
-            "to it.",
-        ),
-        Mistake(
-            _in_place,
-            "`+=` writes into the tensor that is there, and a pull may hand on the very tensor it was given (that of + "
-            "does): then other nodes' gradients change too. Write `a = a + part`, which makes a new one.",
-        ),
-        Mistake(
-            _as_soon_as_reached,
-            "A node hands its gradient on each time something arrives, so what came first is handed on again. Let it "
-            "wait until all its results have delivered, and then hand on once.",
-        ),
-        Mistake(
-            _nearest_first,
-            "Each node hands on once, but in the order of discovery, and a shortcut lets a node be found before all "
-            "its results are done. Count the edges that lead to a node, and wait for the last.",
-        ),
-        Mistake(
-            _every_path,
-            "You walk every path, and each fork doubles their number. Add up at a node first; then each edge is needed "
-            "once.",
-        ),
-        Mistake(
-            _every_path_by_recursion,
-            "Your function calls itself along every path, and each fork doubles their number. Add up at a node first, "
-            "and go on from there once, with a list of nodes that are ready in place of the calls.",
-        ),
-        Mistake(
-            _by_recursion,
-            "Values and order are right; the depth is not: Python stops nested calls at about a thousand. Keep a list "
-            "of nodes still to be visited instead.",
-        ),
-        Mistake(
-            _started_at_zero,
-            "All gradients are zero: the loss's own gradient, with which it begins, is 1.",
-        ),
-        Mistake(
-            _leaves_only,
-            "The values are right, but only for nodes without edges. The gradients in between are asked for too.",
-        ),
+        _overwrites,
+        _in_place,
+        _as_soon_as_reached,
+        _nearest_first,
+        _every_path,
+        _every_path_by_recursion,
+        _by_recursion,
+        _started_at_zero,
+        _leaves_only,
     ],
     [
         "Two walks. The first goes from the loss to all sources and counts, for each node, the edges that lead to it.",

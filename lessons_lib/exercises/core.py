@@ -11,23 +11,15 @@ import inspect
 import pkgutil
 import re
 import textwrap
-from collections.abc import Callable
 from dataclasses import dataclass
 
 from lessons_lib.exercises.compare import Raised, difference, show_value
+from lessons_lib.exercises.mistakes import edit, read_mistakes
 from lessons_lib.exercises.running import Outcome, is_stub, run
 
-__all__ = ["Exercise", "Hint", "Mistake", "Outcome", "Verdict", "all_exercises", "by_rank"]
+__all__ = ["Exercise", "Hint", "Outcome", "Verdict", "all_exercises", "by_rank", "edit"]
 
 _MARKS = {"not attempted": ("○", "#56B4E9"), "not yet": ("✗", "#D55E00"), "correct": ("✓", "#009E73")}
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong answer that people give, as a function, and the hint that helps whoever gave it."""
-
-    fn: Callable
-    hint: str
 
 
 @dataclass(frozen=True)
@@ -71,7 +63,8 @@ class Exercise:
     Args:
         reference: the right answer; its name and docstring are those of the exercise.
         cases: a list of tuples of arguments, or a function that returns it and is called when they are first needed.
-        mistakes: the wrong answers that people give, at least three, each with its hint.
+        mistakes: the wrong answers that people give, at least three: functions whose docstring is the hint, or edits of
+            the reference (see `edit`).
         hints: texts, from a nudge to nearly the answer.
         outcome: a function (fn, *case) that runs `fn` and returns what is compared, or an `Outcome` with costs. The
             default calls `fn(*case)`.
@@ -102,7 +95,7 @@ class Exercise:
         if not inspect.isfunction(reference) and not inspect.isclass(reference):
             raise TypeError(f"reference={reference!r}: a function or a class is needed")
         self.reference, self._cases = reference, cases
-        self.mistakes, self.hints = tuple(mistakes), tuple(hints)
+        self._mistakes, self.hints = tuple(mistakes), tuple(hints)
         self.outcome, self.compare = outcome, compare
         self.rtol, self.atol, self.slack, self.time_limit_s = rtol, atol, slack, time_limit_s
         self.name, self.__doc__ = reference.__name__, reference.__doc__
@@ -115,6 +108,10 @@ class Exercise:
         if wrong or not cases:
             raise TypeError(f"cases of {self.name} must be at least one tuple of arguments, got {(wrong or cases)!r}")
         return cases
+
+    @functools.cached_property
+    def mistakes(self):
+        return read_mistakes(self.reference, self._mistakes)  # not before the whole module of the exercise is there
 
     def __repr__(self):
         return f"Exercise {self.name}: .check({self.name}), .hint(), .solution()"

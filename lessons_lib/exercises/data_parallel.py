@@ -5,7 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome, by_rank
+from lessons_lib.exercises.core import Exercise, Outcome, by_rank
 from lessons_lib.launch import launch
 
 # --- broadcast_start: one start for all ------------------------------------------------------------------------------
@@ -18,33 +18,45 @@ def broadcast_start(comm, module):
 
 
 def _forgets_the_buffers(comm, module):
+    """The parameters agree, the buffers don't: running statistics of batch norm are state too, and no gradient will
+    ever repair them. `module.buffers()` lists them."""
     for tensor in module.parameters():
         comm.broadcast(tensor)
 
 
 def _trained_only(comm, module):
+    """A frozen parameter gets no gradient, so nothing will bring it together later. It has to be broadcast as well:
+    leave `requires_grad` out of it."""
     for tensor in [*[p for p in module.parameters() if p.requires_grad], *module.buffers()]:
         comm.broadcast(tensor)
 
 
 def _mean_of_all_starts(comm, module):
+    """The mean of four random starts is not rank 0's start: it has half the spread that the initialisation chose. One
+    rank's weights should go to all, and that is a broadcast."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if tensor.is_floating_point():
             comm.all_reduce(tensor, op="mean")
 
 
 def _every_rank_in_turn(comm, module):
+    """Right, and only because rank 0 came first: from then on the others send what they have just got, and N times the
+    bytes travel. One broadcast is enough: `src` is 0 for all ranks."""
     for tensor in [*module.parameters(), *module.buffers()]:
         for src in range(comm.world_size):
             comm.broadcast(tensor, src=src)
 
 
 def _copies(comm, module):
+    """`clone()` makes new memory: the broadcast filled the copy, and the module still has its own numbers. Hand over
+    the parameter itself."""
     for tensor in [*module.parameters(), *module.buffers()]:
         comm.broadcast(tensor.clone())
 
 
 def _one_after_the_other(comm, module):
+    """Right, but rank 0 sends everything N − 1 times while the others rest. In `comm.broadcast` those who have it pass
+    it on: a tree (lesson 10)."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if comm.rank == 0:
             for dst in range(1, comm.world_size):
@@ -54,6 +66,8 @@ def _one_after_the_other(comm, module):
 
 
 def _zero_and_sum(comm, module):
+    """0 + 0 + w₀ is right, but an all-reduce gathers before it spreads: twice the bytes. Nothing needs to be added up
+    here."""
     for tensor in [*module.parameters(), *module.buffers()]:
         if comm.rank > 0:
             tensor.data.zero_()
@@ -84,41 +98,13 @@ broadcast_start = Exercise(
     rtol=0.0,
     atol=0.0,
     mistakes=[
-        Mistake(
-            _forgets_the_buffers,
-            "The parameters agree, the buffers don't: running statistics of batch norm are state too, and no "
-            "gradient will ever repair them. `module.buffers()` lists them.",
-        ),
-        Mistake(
-            _trained_only,
-            "A frozen parameter gets no gradient, so nothing will bring it together later. It has to be "
-            "broadcast as well: leave `requires_grad` out of it.",
-        ),
-        Mistake(
-            _mean_of_all_starts,
-            "The mean of four random starts is not rank 0's start: it has half the spread that the "
-            "initialisation chose. One rank's weights should go to all, and that is a broadcast.",
-        ),
-        Mistake(
-            _every_rank_in_turn,
-            "Right, and only because rank 0 came first: from then on the others send what they have just got, and N "
-            "times the bytes travel. One broadcast is enough: `src` is 0 for all ranks.",
-        ),
-        Mistake(
-            _copies,
-            "`clone()` makes new memory: the broadcast filled the copy, and the module still has its own "
-            "numbers. Hand over the parameter itself.",
-        ),
-        Mistake(
-            _one_after_the_other,
-            "Right, but rank 0 sends everything N − 1 times while the others rest. In `comm.broadcast` those "
-            "who have it pass it on: a tree (lesson 10).",
-        ),
-        Mistake(
-            _zero_and_sum,
-            "0 + 0 + w₀ is right, but an all-reduce gathers before it spreads: twice the bytes. Nothing needs to "
-            "be added up here.",
-        ),
+        _forgets_the_buffers,
+        _trained_only,
+        _mean_of_all_starts,
+        _every_rank_in_turn,
+        _copies,
+        _one_after_the_other,
+        _zero_and_sum,
     ],
     hints=[
         "Which collective takes one rank's numbers to all ranks? Every rank has to call it, also the one that gives.",
@@ -145,11 +131,15 @@ def weighted_mean(comm, gradient, num_samples):
 
 
 def _plain_mean(comm, gradient, num_samples):
+    """The plain mean is right only while all shares are equal: it gives a sample of a small share more say than one of
+    a large share. Multiply by n_k before you add."""
     comm.all_reduce(gradient, op="mean")
     return gradient
 
 
 def _weighs_too_late(comm, gradient, num_samples):
+    """After the all-reduce the gradients are mixed, and each rank multiplies the mix by its *own* n_k: the replicas
+    differ from now on. Weigh before the sum."""
     total = torch.tensor([num_samples], dtype=gradient.dtype)
     comm.all_reduce(gradient)
     comm.all_reduce(total)
@@ -157,12 +147,16 @@ def _weighs_too_late(comm, gradient, num_samples):
 
 
 def _sum_not_divided(comm, gradient, num_samples):
+    """That is Σ n_k g_k. It is as many times too long as there are samples: divide by Σ n_k, which is a sum over all
+    ranks too."""
     weighted = gradient * num_samples
     comm.all_reduce(weighted)
     return weighted
 
 
 def _divides_twice(comm, gradient, num_samples):
+    """`op="mean"` has divided by the number of ranks, and then you divide by the number of samples. Only the second is
+    wanted: reduce with the default sum."""
     weighted = gradient * num_samples
     total = torch.tensor([num_samples], dtype=gradient.dtype)
     comm.all_reduce(weighted, op="mean")
@@ -171,18 +165,24 @@ def _divides_twice(comm, gradient, num_samples):
 
 
 def _divides_by_ranks(comm, gradient, num_samples):
+    """Σ n_k g_k is a sum over samples, so it has to be divided by the number of samples of all ranks, not by the number
+    of ranks."""
     weighted = gradient * num_samples
     comm.all_reduce(weighted, op="mean")
     return weighted
 
 
 def _own_count(comm, gradient, num_samples):
+    """n_k times the number of ranks is the whole batch only while shares are equal (and is 0 where a share is empty).
+    The ranks have to add up their n_k."""
     weighted = gradient * num_samples
     comm.all_reduce(weighted)
     return weighted / (num_samples * comm.world_size)
 
 
 def _gathers_everything(comm, gradient, num_samples):
+    """Right, but every rank now holds N gradients and received N − 1 of them. Sums can be made on the way: an
+    all-reduce of n_k g_k, and one of n_k."""
     everyone = gradient.new_empty(comm.world_size, len(gradient) + 1)
     comm.all_gather(everyone, torch.cat([gradient, gradient.new_tensor([num_samples])]))
     counts = everyone[:, -1]
@@ -205,41 +205,13 @@ weighted_mean = Exercise(
     cases=[((40, 8, 8, 8),), ((5, 0, 3),)],
     outcome=_run_weighted,
     mistakes=[
-        Mistake(
-            _plain_mean,
-            "The plain mean is right only while all shares are equal: it gives a sample of a small share more say "
-            "than one of a large share. Multiply by n_k before you add.",
-        ),
-        Mistake(
-            _weighs_too_late,
-            "After the all-reduce the gradients are mixed, and each rank multiplies the mix by its *own* n_k: the "
-            "replicas differ from now on. Weigh before the sum.",
-        ),
-        Mistake(
-            _sum_not_divided,
-            "That is Σ n_k g_k. It is as many times too long as there are samples: divide by Σ n_k, which is a sum "
-            "over all ranks too.",
-        ),
-        Mistake(
-            _divides_twice,
-            '`op="mean"` has divided by the number of ranks, and then you divide by the number of samples. '
-            "Only the second is wanted: reduce with the default sum.",
-        ),
-        Mistake(
-            _divides_by_ranks,
-            "Σ n_k g_k is a sum over samples, so it has to be divided by the number of samples of all ranks, not "
-            "by the number of ranks.",
-        ),
-        Mistake(
-            _own_count,
-            "n_k times the number of ranks is the whole batch only while shares are equal (and is 0 where a share "
-            "is empty). The ranks have to add up their n_k.",
-        ),
-        Mistake(
-            _gathers_everything,
-            "Right, but every rank now holds N gradients and received N − 1 of them. Sums can be made on the way: "
-            "an all-reduce of n_k g_k, and one of n_k.",
-        ),
+        _plain_mean,
+        _weighs_too_late,
+        _sum_not_divided,
+        _divides_twice,
+        _divides_by_ranks,
+        _own_count,
+        _gathers_everything,
     ],
     hints=[
         "Which two sums over ranks stand in the formula? Each is one all-reduce.",
@@ -293,25 +265,35 @@ def _reduce(comm, bucket, op="mean"):
 
 
 def _one_call_each(comm, gradients, cap_bytes):
+    """Right, and every tensor pays the latency of an all-reduce of its own. Join neighbours with `torch.cat` as long as
+    they fit under `cap_bytes`."""
     for gradient in gradients:
         comm.all_reduce(gradient, op="mean")
 
 
 def _one_bucket_for_all(comm, gradients, cap_bytes):
+    """One bucket has the fewest calls, but it can only leave when the very last gradient is there, so that nothing
+    overlaps. Close a bucket before it grows beyond `cap_bytes`."""
     _reduce(comm, gradients)
 
 
 def _loses_the_last_bucket(comm, gradients, cap_bytes):
+    """A bucket is reduced when the next gradient no longer fits, and after the loop one bucket is left over: its
+    gradients are still those of their own rank."""
     for bucket in _filled(gradients, cap_bytes)[:-1]:
         _reduce(comm, bucket)
 
 
 def _never_copied_back(comm, gradients, cap_bytes):
+    """`torch.cat` copies: the mean is in the flat tensor, and the gradients don't know it. Split the flat tensor and
+    `copy_` each part back."""
     for bucket in _filled(gradients, cap_bytes):
         comm.all_reduce(torch.cat([gradient.reshape(-1) for gradient in bucket]), op="mean")
 
 
 def _copied_back_in_another_order(comm, gradients, cap_bytes):
+    """The parts come back in another order than they went in, so gradients get numbers of their neighbours. Go through
+    the same list both times."""
     for bucket in _filled(gradients, cap_bytes):
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         comm.all_reduce(flat, op="mean")
@@ -321,11 +303,13 @@ def _copied_back_in_another_order(comm, gradients, cap_bytes):
 
 
 def _sum_of_buckets(comm, gradients, cap_bytes):
+    """The gradients are the sum over ranks: as many times too long as there are ranks. `op="mean"`."""
     for bucket in _filled(gradients, cap_bytes):
         _reduce(comm, bucket, op="sum")
 
 
 def _cap_in_elements(comm, gradients, cap_bytes):
+    """The cap is in bytes: a float32 number takes four. `gradient.nbytes`, not `gradient.numel()`."""
     for bucket in _filled(gradients, cap_bytes, size=lambda gradient: gradient.numel()):
         _reduce(comm, bucket)
 
@@ -362,39 +346,13 @@ average_in_buckets = Exercise(
     cases=[(_MLP_SHAPES, 200), ([(5, 30), (5,), (4, 5), (4,)], 120)],
     outcome=_run_buckets,
     mistakes=[
-        Mistake(
-            _one_call_each,
-            "Right, and every tensor pays the latency of an all-reduce of its own. Join neighbours with "
-            "`torch.cat` as long as they fit under `cap_bytes`.",
-        ),
-        Mistake(
-            _one_bucket_for_all,
-            "One bucket has the fewest calls, but it can only leave when the very last gradient is there, so that "
-            "nothing overlaps. Close a bucket before it grows beyond `cap_bytes`.",
-        ),
-        Mistake(
-            _loses_the_last_bucket,
-            "A bucket is reduced when the next gradient no longer fits, and after the loop one bucket is left over: "
-            "its gradients are still those of their own rank.",
-        ),
-        Mistake(
-            _never_copied_back,
-            "`torch.cat` copies: the mean is in the flat tensor, and the gradients don't know it. Split the flat "
-            "tensor and `copy_` each part back.",
-        ),
-        Mistake(
-            _copied_back_in_another_order,
-            "The parts come back in another order than they went in, so gradients get numbers of their neighbours. "
-            "Go through the same list both times.",
-        ),
-        Mistake(
-            _sum_of_buckets,
-            'The gradients are the sum over ranks: as many times too long as there are ranks. `op="mean"`.',
-        ),
-        Mistake(
-            _cap_in_elements,
-            "The cap is in bytes: a float32 number takes four. `gradient.nbytes`, not `gradient.numel()`.",
-        ),
+        _one_call_each,
+        _one_bucket_for_all,
+        _loses_the_last_bucket,
+        _never_copied_back,
+        _copied_back_in_another_order,
+        _sum_of_buckets,
+        _cap_in_elements,
     ],
     hints=[
         "Two steps: first decide which gradients share a bucket, then treat each bucket.",
@@ -431,20 +389,29 @@ def _hooked(model, ready, loss):
 
 
 def _after_backward(comm, model, loss):
+    """All gradients are there before the first one leaves: the links rest during backward and the processor rests after
+    it. Start each all-reduce from a hook, as soon as its gradient is complete."""
     loss.backward()
     for work in [comm.all_reduce(parameter.grad, op="mean", async_op=True) for parameter in model.parameters()]:
         work.wait()
 
 
 def _blocking(comm, model, loss):
+    """Each all-reduce holds up backward until it has ended: the next layer's gradient is not computed meanwhile.
+    `async_op=True` returns at once, with something to wait for later."""
     _hooked(model, lambda parameter: comm.all_reduce(parameter.grad, op="mean"), loss)
 
 
 def _waits_at_once(comm, model, loss):
+    """`wait()` inside the hook makes an asynchronous call a blocking one. Keep the works in a list, and wait for them
+    when `loss.backward()` has returned."""
     _hooked(model, lambda parameter: comm.all_reduce(parameter.grad, op="mean", async_op=True).wait(), loss)
 
 
 def _never_waits(comm, model, loss):
+    """Nobody waits: your function returns before the means have arrived, and the optimiser would step with this rank's
+    own gradient. Keep each work and call its `wait()`."""
+
     def ready(parameter):
         comm.all_reduce(parameter.grad, op="mean", async_op=True)
 
@@ -452,6 +419,8 @@ def _never_waits(comm, model, loss):
 
 
 def _returns_the_work(comm, model, loss):
+    """A hook of torch has to return None, and yours hands back the work (a lambda returns its value too). Put the work
+    into a list that your function keeps."""
     works = []
 
     def ready(parameter):
@@ -464,6 +433,8 @@ def _returns_the_work(comm, model, loss):
 
 
 def _leaves_the_hooks(comm, model, loss):
+    """In the second step the hooks of the first still fire, so each gradient is reduced twice. Keep what
+    `register_post_accumulate_grad_hook` returns, and `remove()` it."""
     works = []
     for parameter in model.parameters():
         parameter.register_post_accumulate_grad_hook(
@@ -475,6 +446,7 @@ def _leaves_the_hooks(comm, model, loss):
 
 
 def _sums(comm, model, loss):
+    """Without `op="mean"` the gradients are sums over ranks, 4 times too long."""
     works = []
     _hooked(model, lambda parameter: works.append(comm.all_reduce(parameter.grad, async_op=True)), loss)
     for work in works:
@@ -555,42 +527,7 @@ backward_with_overlap = Exercise(
     backward_with_overlap,
     cases=[([3, 4, 2],), ([6, 5, 4, 3],)],
     outcome=_run_overlap,
-    mistakes=[
-        Mistake(
-            _after_backward,
-            "All gradients are there before the first one leaves: the links rest during backward and the "
-            "processor rests after it. Start each all-reduce from a hook, as soon as its gradient is complete.",
-        ),
-        Mistake(
-            _blocking,
-            "Each all-reduce holds up backward until it has ended: the next layer's gradient is not computed "
-            "meanwhile. `async_op=True` returns at once, with something to wait for later.",
-        ),
-        Mistake(
-            _waits_at_once,
-            "`wait()` inside the hook makes an asynchronous call a blocking one. Keep the works in a list, and wait "
-            "for them when `loss.backward()` has returned.",
-        ),
-        Mistake(
-            _never_waits,
-            "Nobody waits: your function returns before the means have arrived, and the optimiser would step with "
-            "this rank's own gradient. Keep each work and call its `wait()`.",
-        ),
-        Mistake(
-            _returns_the_work,
-            "A hook of torch has to return None, and yours hands back the work (a lambda returns its value too). Put "
-            "the work into a list that your function keeps.",
-        ),
-        Mistake(
-            _leaves_the_hooks,
-            "In the second step the hooks of the first still fire, so each gradient is reduced twice. Keep what "
-            "`register_post_accumulate_grad_hook` returns, and `remove()` it.",
-        ),
-        Mistake(
-            _sums,
-            'Without `op="mean"` the gradients are sums over ranks, 4 times too long.',
-        ),
-    ],
+    mistakes=[_after_backward, _blocking, _waits_at_once, _never_waits, _returns_the_work, _leaves_the_hooks, _sums],
     hints=[
         "`parameter.register_post_accumulate_grad_hook(f)` calls f(parameter) as soon as `parameter.grad` is complete.",
         "In the hook: start the all-reduce with `async_op=True` and put what it returns into a list.",

@@ -6,7 +6,7 @@ import statistics
 import threading
 from collections import Counter
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome
 
 # --- deal: every sample once over ranks and workers ------------------------------------------------------------------
 
@@ -44,64 +44,88 @@ def _parts_of(samples, start, stop):
 
 
 def _all_to_all(samples, rank, world_size, worker, num_workers):
+    """Every reader gets everything, as an input pipeline does that nobody has told to shard. `rank` and `worker` have
+    to decide what is read."""
     return [(shard, 0, count) for shard, count in enumerate(samples)]
 
 
 def _forgets_the_workers(samples, rank, world_size, worker, num_workers):
+    """All workers of a rank read the same share, so a rank sees each of its samples num_workers times. The readers are
+    the workers: there are world_size · num_workers of them."""
     return deal.reference(samples, rank, world_size, 0, 1)
 
 
 def _forgets_the_ranks(samples, rank, world_size, worker, num_workers):
+    """Worker 0 of every rank reads the same samples: your shares depend on `worker` alone. Number the workers through
+    over all ranks."""
     return deal.reference(samples, 0, 1, worker, num_workers)
 
 
 def _rank_plus_worker(samples, rank, world_size, worker, num_workers):
+    """rank + worker is the same number for worker 1 of rank 0 and worker 0 of rank 1. A rank has num_workers numbers
+    for itself: rank · num_workers + worker."""
     return deal.reference(samples, 0, 1, rank + worker, world_size * num_workers)
 
 
 def _rank_times_ranks(samples, rank, world_size, worker, num_workers):
+    """A rank needs as many numbers as it has workers, so the factor of `rank` is num_workers, not world_size."""
     return deal.reference(samples, 0, 1, rank * world_size + worker, world_size * num_workers)
 
 
 def _drops_the_rest(samples, rank, world_size, worker, num_workers):
+    """The division leaves a rest, and nobody reads it. Cut at reader · N // readers: the cuts follow each other, and
+    the last is N."""
     reader, share = rank * num_workers + worker, sum(samples) // (world_size * num_workers)
     return _parts_of(samples, reader * share, (reader + 1) * share)
 
 
 def _rest_to_the_last(samples, rank, world_size, worker, num_workers):
+    """The whole rest goes to the last reader, for which all others wait. Spread it: cut at reader · N // readers."""
     reader, readers = rank * num_workers + worker, world_size * num_workers
     share = sum(samples) // readers
     return _parts_of(samples, reader * share, sum(samples) if reader == readers - 1 else (reader + 1) * share)
 
 
 def _rounds_up(samples, rank, world_size, worker, num_workers):
+    """Shares that are rounded up leave too little for the last reader, or nothing. Cut at reader · N // readers, and
+    shares differ by one."""
     reader, share = rank * num_workers + worker, math.ceil(sum(samples) / (world_size * num_workers))
     return _parts_of(samples, reader * share, (reader + 1) * share)
 
 
 def _whole_shards(samples, rank, world_size, worker, num_workers):
+    """Whole shards are as unequal as shards are, and some readers get none. A part may begin and end inside a shard:
+    deal samples, and look up which shards they are in."""
     reader, readers = rank * num_workers + worker, world_size * num_workers
     return [(shard, 0, samples[shard]) for shard in range(reader, len(samples), readers)]
 
 
 def _one_by_one(samples, rank, world_size, worker, num_workers):
+    """Right, but each sample is a part of its own, and a file is opened for each. Give every reader samples that lie
+    side by side."""
     reader, readers = rank * num_workers + worker, world_size * num_workers
     places = [(shard, k, k + 1) for shard, count in enumerate(samples) for k in range(count)]
     return places[reader::readers]
 
 
 def _a_slice_of_every_shard(samples, rank, world_size, worker, num_workers):
+    """A slice of every shard means that every reader opens every file, and the rounding adds up over shards. Cut the
+    line of all samples once."""
     reader, readers = rank * num_workers + worker, world_size * num_workers
     slices = ((s, reader * n // readers, (reader + 1) * n // readers) for s, n in enumerate(samples))
     return [(shard, a, b) for shard, a, b in slices if a < b]
 
 
 def _stop_belongs_to_it(samples, rank, world_size, worker, num_workers):
+    """Your parts include `stop`, so the sample at a cut is read twice. As in a slice, `stop` is the first one that does
+    not belong."""
     parts = deal.reference(samples, rank, world_size, worker, num_workers)
     return [(shard, a, min(b + 1, samples[shard])) for shard, a, b in parts]
 
 
 def _places_in_the_line(samples, rank, world_size, worker, num_workers):
+    """`start` and `stop` count from the beginning of their shard, not of the whole line: subtract the samples of the
+    shards before."""
     starts = [sum(samples[:shard]) for shard in range(len(samples))]
     parts = deal.reference(samples, rank, world_size, worker, num_workers)
     return [(shard, starts[shard] + a, starts[shard] + b) for shard, a, b in parts]
@@ -127,70 +151,19 @@ deal = Exercise(
     cases=[([4, 4, 4, 4], 2, 1), ([90, 90, 90, 47], 2, 3), ([7, 7, 3], 2, 4), ([2, 1], 3, 2)],
     outcome=_deal_to_all,
     mistakes=[
-        Mistake(
-            _all_to_all,
-            "Every reader gets everything, as an input pipeline does that nobody has told to shard. `rank` and "
-            "`worker` have to decide what is read.",
-        ),
-        Mistake(
-            _forgets_the_workers,
-            "All workers of a rank read the same share, so a rank sees each of its samples num_workers times. "
-            "The readers are the workers: there are world_size · num_workers of them.",
-        ),
-        Mistake(
-            _forgets_the_ranks,
-            "Worker 0 of every rank reads the same samples: your shares depend on `worker` alone. Number the workers "
-            "through over all ranks.",
-        ),
-        Mistake(
-            _rank_plus_worker,
-            "rank + worker is the same number for worker 1 of rank 0 and worker 0 of rank 1. A rank has num_workers "
-            "numbers for itself: rank · num_workers + worker.",
-        ),
-        Mistake(
-            _rank_times_ranks,
-            "A rank needs as many numbers as it has workers, so the factor of `rank` is num_workers, not world_size.",
-        ),
-        Mistake(
-            _drops_the_rest,
-            "The division leaves a rest, and nobody reads it. Cut at reader · N // readers: the cuts follow each "
-            "other, and the last is N.",
-        ),
-        Mistake(
-            _rest_to_the_last,
-            "The whole rest goes to the last reader, for which all others wait. Spread it: cut at "
-            "reader · N // readers.",
-        ),
-        Mistake(
-            _rounds_up,
-            "Shares that are rounded up leave too little for the last reader, or nothing. Cut at "
-            "reader · N // readers, and shares differ by one.",
-        ),
-        Mistake(
-            _whole_shards,
-            "Whole shards are as unequal as shards are, and some readers get none. A part may begin and end inside "
-            "a shard: deal samples, and look up which shards they are in.",
-        ),
-        Mistake(
-            _one_by_one,
-            "Right, but each sample is a part of its own, and a file is opened for each. Give every reader samples "
-            "that lie side by side.",
-        ),
-        Mistake(
-            _a_slice_of_every_shard,
-            "A slice of every shard means that every reader opens every file, and the rounding adds up over shards. "
-            "Cut the line of all samples once.",
-        ),
-        Mistake(
-            _stop_belongs_to_it,
-            "Your parts include `stop`, so the sample at a cut is read twice. As in a slice, `stop` is the first one "
-            "that does not belong.",
-        ),
-        Mistake(
-            _places_in_the_line,
-            "`start` and `stop` count from the beginning of their shard, not of the whole line: subtract the samples "
-            "of the shards before.",
-        ),
+        _all_to_all,
+        _forgets_the_workers,
+        _forgets_the_ranks,
+        _rank_plus_worker,
+        _rank_times_ranks,
+        _drops_the_rest,
+        _rest_to_the_last,
+        _rounds_up,
+        _whole_shards,
+        _one_by_one,
+        _a_slice_of_every_shard,
+        _stop_belongs_to_it,
+        _places_in_the_line,
     ],
     hints=[
         "Number the workers of all ranks from 0 to n − 1, and lay all shards in a line of N samples. Which stretch of "
@@ -239,14 +212,20 @@ def prefetch(source, depth):
 
 
 def _no_thread(source, depth):
+    """Nothing is loaded while the consumer works: it is all one thread. Start a `Thread` that goes through `source`,
+    and hand items over through a queue."""
     yield from source
 
 
 def _everything_first(source, depth):
+    """`list` loads the whole source before the first item comes out: nothing overlaps, and memory holds a whole
+    epoch."""
     yield from list(source)
 
 
 def _queue_without_end(source, depth):
+    """Without a limit a fast loader fills the memory. A queue with `maxsize`, or a semaphore, makes it wait for a free
+    place."""
     yield from _plain(source, queue.Queue())
 
 
@@ -276,26 +255,35 @@ class _Failed:
 
 
 def _error_stays_in_the_thread(source, depth):
+    """An error ends your thread, and the consumer waits for ever for an item. Catch it there, send it through the
+    queue, and raise it here."""
     yield from _plain(source, queue.Queue(depth))
 
 
 def _error_as_the_end(source, depth):
+    """An error looks like the end of the data: the epoch is short and nobody learns why. Send the error itself."""
     yield from _plain(source, queue.Queue(depth), catch=Exception)
 
 
 def _error_as_an_item(source, depth):
+    """What went wrong comes out as if it were an item. The consumer's side has to `raise` it."""
     yield from _plain(source, queue.Queue(depth), catch=Exception, told=str)
 
 
 def _thread_is_left(source, depth):
+    """When the consumer leaves early, your thread waits for ever for a free place, and keeps its items in memory. A
+    `finally:` round the `yield` can tell it to end."""
     yield from _plain(source, queue.Queue(depth), catch=Exception, told=_Failed)
 
 
 def _one_place(source, depth):
+    """Only one item lies ready, whatever `depth` says."""
     yield from prefetch.reference(source, 1)
 
 
 def _end_is_not_told(source, depth):
+    """Nobody tells the consumer that there is nothing more: it waits for ever after the last item. Put a mark for the
+    end into the queue."""
     ready = queue.Queue(depth)
 
     def load():
@@ -308,6 +296,8 @@ def _end_is_not_told(source, depth):
 
 
 def _none_is_the_end(source, depth):
+    """You take None for the end, but None may be an item. Use a mark that no source can contain: an `object()` of your
+    own, or pairs (kind, value)."""
     for item in (items := prefetch.reference(source, depth)):
         if item is None:
             items.close()
@@ -395,53 +385,16 @@ prefetch = Exercise(
     cases=[(12, 3, None, None), (9, 2, 5, None), (9, 2, None, 2), (0, 2, None, None), (2, 4, None, None)],
     outcome=_watched,
     mistakes=[
-        Mistake(
-            _no_thread,
-            "Nothing is loaded while the consumer works: it is all one thread. Start a `Thread` that goes through "
-            "`source`, and hand items over through a queue.",
-        ),
-        Mistake(
-            _everything_first,
-            "`list` loads the whole source before the first item comes out: nothing overlaps, and memory holds a whole "
-            "epoch.",
-        ),
-        Mistake(
-            _queue_without_end,
-            "Without a limit a fast loader fills the memory. A queue with `maxsize`, or a semaphore, makes it "
-            "wait for a free place.",
-        ),
-        Mistake(
-            _error_stays_in_the_thread,
-            "An error ends your thread, and the consumer waits for ever for an item. Catch it there, send it through "
-            "the queue, and raise it here.",
-        ),
-        Mistake(
-            _error_as_the_end,
-            "An error looks like the end of the data: the epoch is short and nobody learns why. Send the error itself.",
-        ),
-        Mistake(
-            _error_as_an_item,
-            "What went wrong comes out as if it were an item. The consumer's side has to `raise` it.",
-        ),
-        Mistake(
-            _thread_is_left,
-            "When the consumer leaves early, your thread waits for ever for a free place, and keeps its items in "
-            "memory. A `finally:` round the `yield` can tell it to end.",
-        ),
-        Mistake(
-            _one_place,
-            "Only one item lies ready, whatever `depth` says.",
-        ),
-        Mistake(
-            _end_is_not_told,
-            "Nobody tells the consumer that there is nothing more: it waits for ever after the last item. Put a mark "
-            "for the end into the queue.",
-        ),
-        Mistake(
-            _none_is_the_end,
-            "You take None for the end, but None may be an item. Use a mark that no source can contain: an "
-            "`object()` of your own, or pairs (kind, value).",
-        ),
+        _no_thread,
+        _everything_first,
+        _queue_without_end,
+        _error_stays_in_the_thread,
+        _error_as_the_end,
+        _error_as_an_item,
+        _thread_is_left,
+        _one_place,
+        _end_is_not_told,
+        _none_is_the_end,
     ],
     hints=[
         "The loader of the lesson is a start. What happens in it if `source` raises, and if the consumer stops early?",
@@ -486,37 +439,48 @@ def _lengths(spans, lane):
 
 
 def _one_worker(spans, num_workers):
+    """A span of the loader is the time of *one* worker. num_workers of them give num_workers batches in that time:
+    divide before you compare."""
     return bottleneck.reference(spans, 1)
 
 
 def _sums(spans, num_workers):
+    """You compare sums, but the workers have made more batches than the device has used. Compare a batch with a step:
+    means."""
     _, idle_s, _ = bottleneck.reference(spans, num_workers)
     load_s, compute_s = sum(_lengths(spans, "loader")), sum(_lengths(spans, "device"))
     return "loader" if load_s / num_workers > compute_s else "device", idle_s, max(1, math.ceil(load_s / compute_s))
 
 
 def _the_other_one(spans, num_workers):
+    """It is the other way round: a run waits for the part that takes longer."""
     which, idle_s, enough = bottleneck.reference(spans, num_workers)
     return {"loader": "device", "device": "loader"}[which], idle_s, enough
 
 
 def _all_loading_is_waiting(spans, num_workers):
+    """Most of the loading goes on while the device computes, and costs nothing. The device is idle only in the gaps
+    between its steps."""
     which, _, enough = bottleneck.reference(spans, num_workers)
     return which, sum(_lengths(spans, "loader")), enough
 
 
 def _start_is_waiting(spans, num_workers):
+    """You count from the first span of the loader. Loading the first batch is the start, once; `idle_s` begins with the
+    first step."""
     which, _, enough = bottleneck.reference(spans, num_workers)
     first, last = min(start for _, start, _ in spans), max(end for _, _, end in spans)
     return which, last - first - sum(_lengths(spans, "device")), enough
 
 
 def _idle_a_step(spans, num_workers):
+    """That is the idle time of one step. All of it is asked for."""
     which, idle_s, enough = bottleneck.reference(spans, num_workers)
     return which, idle_s / len(_times(spans, "device")), enough
 
 
 def _rounds_down(spans, num_workers):
+    """With the number rounded down the workers fall behind a little with every batch. Round up: `math.ceil`."""
     which, idle_s, _ = bottleneck.reference(spans, num_workers)
     return (
         which,
@@ -526,17 +490,22 @@ def _rounds_down(spans, num_workers):
 
 
 def _additional_workers(spans, num_workers):
+    """`enough` is how many workers there should be, not how many to add."""
     which, idle_s, enough = bottleneck.reference(spans, num_workers)
     return which, idle_s, enough - num_workers
 
 
 def _for_each_worker(spans, num_workers):
+    """`enough` does not depend on how many workers there were: load_s / enough ≤ compute_s, with the time of one worker
+    for a batch."""
     which, idle_s, _ = bottleneck.reference(spans, num_workers)
     a_worker_s = statistics.mean(_lengths(spans, "loader")) / num_workers
     return which, idle_s, max(1, math.ceil(a_worker_s / statistics.mean(_lengths(spans, "device"))))
 
 
 def _step_with_its_wait(spans, num_workers):
+    """Your step includes the wait before it, so that a starving device looks as slow as its loader. Take the lengths of
+    the device's spans."""
     _, idle_s, _ = bottleneck.reference(spans, num_workers)
     steps, load_s = _times(spans, "device"), statistics.mean(_lengths(spans, "loader"))
     step_s = (steps[-1][1] - steps[0][0]) / len(steps)
@@ -570,52 +539,16 @@ bottleneck = Exercise(
     outcome=None,
     atol=1e-9,
     mistakes=[
-        Mistake(
-            _one_worker,
-            "A span of the loader is the time of *one* worker. num_workers of them give num_workers batches in that "
-            "time: divide before you compare.",
-        ),
-        Mistake(
-            _sums,
-            "You compare sums, but the workers have made more batches than the device has used. Compare a batch with "
-            "a step: means.",
-        ),
-        Mistake(
-            _the_other_one,
-            "It is the other way round: a run waits for the part that takes longer.",
-        ),
-        Mistake(
-            _all_loading_is_waiting,
-            "Most of the loading goes on while the device computes, and costs nothing. The device is idle only in the "
-            "gaps between its steps.",
-        ),
-        Mistake(
-            _start_is_waiting,
-            "You count from the first span of the loader. Loading the first batch is the start, once; `idle_s` begins "
-            "with the first step.",
-        ),
-        Mistake(
-            _idle_a_step,
-            "That is the idle time of one step. All of it is asked for.",
-        ),
-        Mistake(
-            _rounds_down,
-            "With the number rounded down the workers fall behind a little with every batch. Round up: `math.ceil`.",
-        ),
-        Mistake(
-            _additional_workers,
-            "`enough` is how many workers there should be, not how many to add.",
-        ),
-        Mistake(
-            _for_each_worker,
-            "`enough` does not depend on how many workers there were: load_s / enough ≤ compute_s, with the time "
-            "of one worker for a batch.",
-        ),
-        Mistake(
-            _step_with_its_wait,
-            "Your step includes the wait before it, so that a starving device looks as slow as its loader. Take the "
-            "lengths of the device's spans.",
-        ),
+        _one_worker,
+        _sums,
+        _the_other_one,
+        _all_loading_is_waiting,
+        _start_is_waiting,
+        _idle_a_step,
+        _rounds_down,
+        _additional_workers,
+        _for_each_worker,
+        _step_with_its_wait,
     ],
     hints=[
         'Two means first: the length of a "loader" span and the length of a "device" span.',

@@ -3,7 +3,7 @@
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome
 
 
 def largest_stable_step(X):
@@ -17,30 +17,37 @@ def largest_stable_step(X):
 
 
 def _of_the_sum(X):
+    """That is the limit for the sum over the samples. J is a mean, so its Hessian is XᵀX/n."""
     return 2 / torch.linalg.eigvalsh(X.T @ X)[-1].item()
 
 
 def _of_the_smallest(X):
+    """The smallest eigenvalue is the flattest direction. The steepest explodes first."""
     return 2 / torch.linalg.eigvalsh(X.T @ X / len(X))[0].item()
 
 
 def _half_the_limit(X):
+    """1/λmax lands on the floor of the steepest direction: a good step, half the limit."""
     return 1 / torch.linalg.eigvalsh(X.T @ X / len(X))[-1].item()
 
 
 def _of_the_diagonal(X):
+    """The diagonal is the curvature along the axes, and between them it can be larger."""
     return 2 / (X.T @ X / len(X)).diagonal().max().item()
 
 
 def _of_the_trace(X):
+    """The trace adds up all eigenvalues: a safe step, but the largest alone sets the limit."""
     return 2 / (X.T @ X / len(X)).trace().item()
 
 
 def _of_a_singular_value(X):
+    """Singular values of X must be squared to become eigenvalues of XᵀX."""
     return 2 / (torch.linalg.svdvals(X)[0] / len(X)).item()
 
 
 def _of_two_n(X):
+    """The ½ in J cancels the 2 from the square: the Hessian is XᵀX/n, with no further ½."""
     return 2 / torch.linalg.eigvalsh(X.T @ X / (2 * len(X)))[-1].item()
 
 
@@ -55,15 +62,7 @@ def _matrices():
 largest_stable_step = Exercise(
     largest_stable_step,
     _matrices,
-    [
-        Mistake(_of_the_sum, "That is the limit for the sum over the samples. J is a mean, so its Hessian is XᵀX/n."),
-        Mistake(_of_the_smallest, "The smallest eigenvalue is the flattest direction. The steepest explodes first."),
-        Mistake(_half_the_limit, "1/λmax lands on the floor of the steepest direction: a good step, half the limit."),
-        Mistake(_of_the_diagonal, "The diagonal is the curvature along the axes, and between them it can be larger."),
-        Mistake(_of_the_trace, "The trace adds up all eigenvalues: a safe step, but the largest alone sets the limit."),
-        Mistake(_of_a_singular_value, "Singular values of X must be squared to become eigenvalues of XᵀX."),
-        Mistake(_of_two_n, "The ½ in J cancels the 2 from the square: the Hessian is XᵀX/n, with no further ½."),
-    ],
+    [_of_the_sum, _of_the_smallest, _half_the_limit, _of_the_diagonal, _of_the_trace, _of_a_singular_value, _of_two_n],
     [
         "How curved is J? Differentiate the gradient once more: which matrix is that?",
         "The gradient is Xᵀ(Xw − y)/n, so the Hessian is XᵀX/n: the same at every w, and y does not enter.",
@@ -85,40 +84,49 @@ def minibatch_gradient(w, X, y, order, step, batch_size):
 
 
 def _summed(w, X, y, order, step, batch_size):
+    """That is the sum over the mini-batch, which grows with its size. Divide by that size."""
     rows = order[step * batch_size : (step + 1) * batch_size]
     return X[rows].T @ (X[rows] @ w - y[rows])
 
 
 def _not_shuffled(w, X, y, order, step, batch_size):
+    """Those are the next rows of X. The samples of this step are named in `order`."""
     part = slice(step * batch_size, (step + 1) * batch_size)
     return X[part].T @ (X[part] @ w - y[part]) / len(X[part])
 
 
 def _divided_by_n(w, X, y, order, step, batch_size):
+    """Divided by n, all samples, where only a mini-batch was summed: B is the number here."""
     return _summed(w, X, y, order, step, batch_size) / len(X)
 
 
 def _divided_by_batch_size(w, X, y, order, step, batch_size):
+    """Right up to the last mini-batch, which is short: how many samples has it?"""
     return _summed(w, X, y, order, step, batch_size) / batch_size
 
 
 def _first_batch_again(w, X, y, order, step, batch_size):
+    """Every step gets the first mini-batch again: where does `step` enter?"""
     return minibatch_gradient.reference(w, X, y, order, 0, batch_size)
 
 
 def _twice(w, X, y, order, step, batch_size):
+    """Twice too large: the ½ in the loss cancels the 2 from the square."""
     return 2 * minibatch_gradient.reference(w, X, y, order, step, batch_size)
 
 
 def _sign_swapped(w, X, y, order, step, batch_size):
+    """The sign is swapped: the error is prediction minus target, xᵢ·w − yᵢ."""
     return -minibatch_gradient.reference(w, X, y, order, step, batch_size)
 
 
 def _full(w, X, y, order, step, batch_size):
+    """That is the full gradient, the same at every step. Take the samples of this mini-batch alone."""
     return X.T @ (X @ w - y) / len(X)
 
 
 def _selected_too_late(w, X, y, order, step, batch_size):
+    """All n gradients are computed and most are thrown away: select the rows first."""
     of_each_sample = X * (X @ w - y)[:, None]
     return of_each_sample[order[step * batch_size : (step + 1) * batch_size]].mean(0)
 
@@ -166,15 +174,15 @@ minibatch_gradient = Exercise(
     minibatch_gradient,
     _data_sets,
     [
-        Mistake(_summed, "That is the sum over the mini-batch, which grows with its size. Divide by that size."),
-        Mistake(_not_shuffled, "Those are the next rows of X. The samples of this step are named in `order`."),
-        Mistake(_divided_by_n, "Divided by n, all samples, where only a mini-batch was summed: B is the number here."),
-        Mistake(_divided_by_batch_size, "Right up to the last mini-batch, which is short: how many samples has it?"),
-        Mistake(_first_batch_again, "Every step gets the first mini-batch again: where does `step` enter?"),
-        Mistake(_twice, "Twice too large: the ½ in the loss cancels the 2 from the square."),
-        Mistake(_sign_swapped, "The sign is swapped: the error is prediction minus target, xᵢ·w − yᵢ."),
-        Mistake(_full, "That is the full gradient, the same at every step. Take the samples of this mini-batch alone."),
-        Mistake(_selected_too_late, "All n gradients are computed and most are thrown away: select the rows first."),
+        _summed,
+        _not_shuffled,
+        _divided_by_n,
+        _divided_by_batch_size,
+        _first_batch_again,
+        _twice,
+        _sign_swapped,
+        _full,
+        _selected_too_late,
     ],
     [
         "Three lines: which samples, their errors, their mean gradient.",
@@ -214,30 +222,37 @@ def _limit(X, bias=True):
 
 
 def _uphill(X, y, num_steps):
+    """The first step climbs: you subtract a gradient whose error is target minus prediction."""
     return _descend(X, y, num_steps, _limit(X) / 2, sign=-1)
 
 
 def _no_bias(X, y, num_steps):
+    """b never moves, and w bends to make up for it. Its gradient is the mean of the errors."""
     return _descend(X, y, num_steps, _limit(X) / 2, bias=0)
 
 
 def _sum_of_gradients(X, y, num_steps):
+    """It explodes: this gradient is a sum over n samples, so its limit is n times less."""
     return _descend(X, y, num_steps, 0.01 * len(X))
 
 
 def _fixed_step(X, y, num_steps):
+    """A step of 0.01 suits one scale of X alone: compute 2/λmax from this X, and stay below."""
     return _descend(X, y, num_steps, 0.01)
 
 
 def _step_forgets_bias(X, y, num_steps):
+    """The step obeys XᵀX/n, but the bias is a column of ones: put it into X."""
     return _descend(X, y, num_steps, 0.9 * _limit(X, bias=False))
 
 
 def _on_the_limit(X, y, num_steps):
+    """At 2/λmax itself the steepest direction swings to and fro for ever. Take half of it."""
     return _descend(X, y, num_steps, _limit(X))
 
 
 def _one_weight(X, y, num_steps):
+    """All features share one weight here. w has the shape (d,): one for each column of X."""
     total = X.sum(1, keepdim=True)
     w, b = _descend(total, y, num_steps, _limit(total) / 2)
     return w.expand(X.shape[1]), b
@@ -266,15 +281,7 @@ def _regressions():
 fit_regression = Exercise(
     fit_regression,
     _regressions,
-    [
-        Mistake(_uphill, "The first step climbs: you subtract a gradient whose error is target minus prediction."),
-        Mistake(_no_bias, "b never moves, and w bends to make up for it. Its gradient is the mean of the errors."),
-        Mistake(_sum_of_gradients, "It explodes: this gradient is a sum over n samples, so its limit is n times less."),
-        Mistake(_fixed_step, "A step of 0.01 suits one scale of X alone: compute 2/λmax from this X, and stay below."),
-        Mistake(_step_forgets_bias, "The step obeys XᵀX/n, but the bias is a column of ones: put it into X."),
-        Mistake(_on_the_limit, "At 2/λmax itself the steepest direction swings to and fro for ever. Take half of it."),
-        Mistake(_one_weight, "All features share one weight here. w has the shape (d,): one for each column of X."),
-    ],
+    [_uphill, _no_bias, _sum_of_gradients, _fixed_step, _step_forgets_bias, _on_the_limit, _one_weight],
     [
         "Repair one fault at a time and look at w and b after each: the sign, the bias, the step.",
         "Append a column of ones to X: the bias is then one more weight, and one gradient serves them all.",

@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome
 
 
 def bce_with_gradient(z, y):
@@ -24,61 +24,73 @@ def _costs(z):
 
 
 def _plus_for_minus(z, y):
+    """A sample with y = 0 is paid for being wrong here: the minus belongs to both terms."""
     one, zero = _costs(z)
     p = torch.sigmoid(z)
     return (y * one - (1 - y) * zero).mean(), (y * (p - 1) - (1 - y) * p) / len(z)
 
 
 def _no_second_term(z, y):
+    """Samples with y = 0 cost nothing here: where is the term (1 − y) log(1 − p)?"""
     return (y * _costs(z)[0]).mean(), y * (torch.sigmoid(z) - 1) / len(z)
 
 
 def _gradient_uphill(z, y):
+    """The loss is right, its gradient points the other way: p − y, not y − p."""
     loss, gradient = bce_with_gradient.reference(z, y)
     return loss, -gradient
 
 
 def _negative(z, y):
+    """A negative loss: log p is at most 0, so the likelihood needs its minus."""
     loss, gradient = bce_with_gradient.reference(z, y)
     return -loss, -gradient
 
 
 def _summed(z, y):
+    """That is the sum over the samples, and its gradient. Both are divided by n for the mean."""
     loss, gradient = bce_with_gradient.reference(z, y)
     return loss * len(z), gradient * len(z)
 
 
 def _gradient_of_the_sum(z, y):
+    """The loss is a mean, so each sample has only 1/n of a say in the gradient."""
     loss, gradient = bce_with_gradient.reference(z, y)
     return loss, gradient * len(z)
 
 
 def _from_probabilities(z, y):
+    """σ(1000) is 1 in float32, and the log of 1 − 1 is −∞: stay with scores."""
     p = torch.sigmoid(z)
     return -(y * p.log() + (1 - y) * (1 - p).log()).mean(), (p - y) / len(z)
 
 
 def _clamped(z, y):
+    """Clamping p caps the cost at 16: a score of −90 for a 1 costs 90. Work on z instead."""
     p = torch.sigmoid(z).clamp(1e-7, 1 - 1e-7)
     return -(y * p.log() + (1 - y) * (1 - p).log()).mean(), (p - y) / len(z)
 
 
 def _cut_at_100(z, y):
+    """Torch's BCE from probabilities stops at 100. The exact cost comes from the scores."""
     p = torch.sigmoid(z)
     return functional.binary_cross_entropy(p, y).item(), (p - y) / len(z)
 
 
 def _overflowing(z, y):
+    """exp(1000) is ∞: take the larger of z and 0 out of log(1 + exp(z)) first."""
     return ((1 + z.exp()).log() - y * z).mean(), (torch.sigmoid(z) - y) / len(z)
 
 
 def _with_respect_to_p(z, y):
+    """Divided by p(1 − p) it is the gradient at p. The chain rule gives that back at z."""
     loss, gradient = bce_with_gradient.reference(z, y)
     p = torch.sigmoid(z)
     return loss, gradient / (p * (1 - p))
 
 
 def _squared_error_gradient(z, y):
+    """The factor p(1 − p) cancels for BCE; with it this is the squared error's slope."""
     loss, gradient = bce_with_gradient.reference(z, y)
     p = torch.sigmoid(z)
     return loss, 2 * gradient * p * (1 - p)
@@ -100,22 +112,18 @@ bce_with_gradient = Exercise(
     bce_with_gradient,
     _scores,
     [
-        Mistake(_plus_for_minus, "A sample with y = 0 is paid for being wrong here: the minus belongs to both terms."),
-        Mistake(_no_second_term, "Samples with y = 0 cost nothing here: where is the term (1 − y) log(1 − p)?"),
-        Mistake(_gradient_uphill, "The loss is right, its gradient points the other way: p − y, not y − p."),
-        Mistake(_negative, "A negative loss: log p is at most 0, so the likelihood needs its minus."),
-        Mistake(_summed, "That is the sum over the samples, and its gradient. Both are divided by n for the mean."),
-        Mistake(_gradient_of_the_sum, "The loss is a mean, so each sample has only 1/n of a say in the gradient."),
-        Mistake(_from_probabilities, "σ(1000) is 1 in float32, and the log of 1 − 1 is −∞: stay with scores."),
-        Mistake(_clamped, "Clamping p caps the cost at 16: a score of −90 for a 1 costs 90. Work on z instead."),
-        Mistake(_cut_at_100, "Torch's BCE from probabilities stops at 100. The exact cost comes from the scores."),
-        Mistake(_overflowing, "exp(1000) is ∞: take the larger of z and 0 out of log(1 + exp(z)) first."),
-        Mistake(
-            _with_respect_to_p, "Divided by p(1 − p) it is the gradient at p. The chain rule gives that back at z."
-        ),
-        Mistake(
-            _squared_error_gradient, "The factor p(1 − p) cancels for BCE; with it this is the squared error's slope."
-        ),
+        _plus_for_minus,
+        _no_second_term,
+        _gradient_uphill,
+        _negative,
+        _summed,
+        _gradient_of_the_sum,
+        _from_probabilities,
+        _clamped,
+        _cut_at_100,
+        _overflowing,
+        _with_respect_to_p,
+        _squared_error_gradient,
     ],
     [
         "On paper, −y log σ(z) − (1 − y) log(1 − σ(z)) becomes log(1 + exp(z)) − y z.",
@@ -137,52 +145,63 @@ def log_sum_exp(z, dim):
 
 
 def _no_shift(z, dim):
+    """exp(1000) is ∞ and exp(−1000) is 0: subtract the largest entry before exp."""
     return z.exp().sum(dim).log()
 
 
 def _shift_by_one_maximum(z, dim):
+    """One maximum for all: rows far below it become exp(−2000) = 0. One for each row."""
     m = z.max()
     return m + (z - m).exp().sum(dim).log()
 
 
 def _maximum_of_the_wrong_dim(z, dim):
+    """The maximum must run along the same dimension as the sum, and so be constant."""
     m = z.amax((dim + 1) % z.dim(), keepdim=True)
     return m.squeeze() + (z - m).exp().sum(dim).log()
 
 
 def _maximum_without_keepdim(z, dim):
+    """Without keepdim=True, m is lined up with the wrong dimension of z."""
     m = z.amax(dim)
     return m + (z - m).exp().sum(dim).log()
 
 
 def _not_added_back(z, dim):
+    """Σ exp(z − m) is exp(−m) Σ exp(z): its log lacks m. Add it back."""
     return (z - z.amax(dim, keepdim=True)).exp().sum(dim).log()
 
 
 def _added_inside(z, dim):
+    """m belongs outside of the log: log(exp(m) · s) = m + log s."""
     m = z.amax(dim, keepdim=True)
     return (m.squeeze(dim) + (z - m).exp().sum(dim)).log()
 
 
 def _not_squeezed(z, dim):
+    """The summed dimension is still there, of size 1: squeeze it."""
     m = z.amax(dim, keepdim=True)
     return m + (z - m).exp().sum(dim, keepdim=True).log()
 
 
 def _shift_by_the_minimum(z, dim):
+    """With the minimum subtracted all exponents are positive, and overflow sooner."""
     m = z.amin(dim, keepdim=True)
     return m.squeeze(dim) + (z - m).exp().sum(dim).log()
 
 
 def _of_the_mean(z, dim):
+    """That is the log of the mean of exp(z): the sum is not divided by anything."""
     return log_sum_exp.reference(z, dim) - torch.tensor(float(z.shape[dim])).log()
 
 
 def _maximum_alone(z, dim):
+    """The maximum is the largest part of it: add log Σ exp(z − m), from 0 to log C."""
     return z.amax(dim)
 
 
 def _dim_ignored(z, dim):
+    """This always sums along the last dimension: use `dim`."""
     return log_sum_exp.reference(z, -1)
 
 
@@ -204,21 +223,17 @@ log_sum_exp = Exercise(
     log_sum_exp,
     _tables,
     [
-        Mistake(_no_shift, "exp(1000) is ∞ and exp(−1000) is 0: subtract the largest entry before exp."),
-        Mistake(
-            _shift_by_one_maximum, "One maximum for all: rows far below it become exp(−2000) = 0. One for each row."
-        ),
-        Mistake(
-            _maximum_of_the_wrong_dim, "The maximum must run along the same dimension as the sum, and so be constant."
-        ),
-        Mistake(_maximum_without_keepdim, "Without keepdim=True, m is lined up with the wrong dimension of z."),
-        Mistake(_not_added_back, "Σ exp(z − m) is exp(−m) Σ exp(z): its log lacks m. Add it back."),
-        Mistake(_added_inside, "m belongs outside of the log: log(exp(m) · s) = m + log s."),
-        Mistake(_not_squeezed, "The summed dimension is still there, of size 1: squeeze it."),
-        Mistake(_shift_by_the_minimum, "With the minimum subtracted all exponents are positive, and overflow sooner."),
-        Mistake(_of_the_mean, "That is the log of the mean of exp(z): the sum is not divided by anything."),
-        Mistake(_maximum_alone, "The maximum is the largest part of it: add log Σ exp(z − m), from 0 to log C."),
-        Mistake(_dim_ignored, "This always sums along the last dimension: use `dim`."),
+        _no_shift,
+        _shift_by_one_maximum,
+        _maximum_of_the_wrong_dim,
+        _maximum_without_keepdim,
+        _not_added_back,
+        _added_inside,
+        _not_squeezed,
+        _shift_by_the_minimum,
+        _of_the_mean,
+        _maximum_alone,
+        _dim_ignored,
     ],
     [
         "exp(z) = exp(m) · exp(z − m) for any m that is the same along `dim`. Which m keeps exp below 1?",
@@ -251,30 +266,37 @@ def _both_sides(f, x, h, divisor):
 
 
 def _one_side(f, x):
+    """A one-sided difference is right to 8 digits at its very best. Ask f on both sides of x."""
     return torch.stack([(f(x + step) - f(x)) / 1e-8 for step in _steps(x, 1e-8)]).view(x.shape)
 
 
 def _one_side_over_2h(f, x):
+    """From x to x + h is a distance of h, and this is divided by 2h. Use both sides."""
     return _one_side(f, x) / 2
 
 
 def _over_h(f, x):
+    """Twice too large: from x − h to x + h is a distance of 2h."""
     return _both_sides(f, x, 6e-6, 6e-6)
 
 
 def _step_too_small(f, x):
+    """Two nearly equal numbers are subtracted, and their digits are gone: 6e-6 is best."""
     return _both_sides(f, x, 1e-12, 2e-12)
 
 
 def _step_too_large(f, x):
+    """The function bends within a step of 0.01, and the error grows like h²: about 6e-6."""
     return _both_sides(f, x, 1e-2, 2e-2)
 
 
 def _all_at_once(f, x):
+    """All entries moved together: that mixes their slopes. Move one entry at a time."""
     return ((f(x + 6e-6) - f(x - 6e-6)) / 1.2e-5).expand(x.shape)
 
 
 def _steps_pile_up(f, x):
+    """Entries are not put back: x changes, and later slopes belong to another point."""
     slopes = []
     for entry in range(x.numel()):
         x.view(-1)[entry] += 6e-6
@@ -285,6 +307,7 @@ def _steps_pile_up(f, x):
 
 
 def _by_autograd(f, x):
+    """That is autograd, right as ever. Measure without it: the check sees where f is asked."""
     leaf = x.clone().requires_grad_()
     return torch.autograd.grad(f(leaf), leaf)[0]
 
@@ -335,14 +358,14 @@ measured_gradient = Exercise(
     measured_gradient,
     _functions,
     [
-        Mistake(_one_side, "A one-sided difference is right to 8 digits at its very best. Ask f on both sides of x."),
-        Mistake(_one_side_over_2h, "From x to x + h is a distance of h, and this is divided by 2h. Use both sides."),
-        Mistake(_over_h, "Twice too large: from x − h to x + h is a distance of 2h."),
-        Mistake(_step_too_small, "Two nearly equal numbers are subtracted, and their digits are gone: 6e-6 is best."),
-        Mistake(_step_too_large, "The function bends within a step of 0.01, and the error grows like h²: about 6e-6."),
-        Mistake(_all_at_once, "All entries moved together: that mixes their slopes. Move one entry at a time."),
-        Mistake(_steps_pile_up, "Entries are not put back: x changes, and later slopes belong to another point."),
-        Mistake(_by_autograd, "That is autograd, right as ever. Measure without it: the check sees where f is asked."),
+        _one_side,
+        _one_side_over_2h,
+        _over_h,
+        _step_too_small,
+        _step_too_large,
+        _all_at_once,
+        _steps_pile_up,
+        _by_autograd,
     ],
     [
         "For each entry: move it alone, a little up and a little down, and divide the change by 2h.",
@@ -378,38 +401,46 @@ def _difference(z, y, dim=1):
 
 
 def _label_minus_p(z, y):
+    """This points uphill in likelihood, downhill in loss: p − onehot, not the reverse."""
     return -cross_entropy_gradient.reference(z, y)
 
 
 def _not_divided(z, y):
+    """That is the gradient of the sum. For the mean, divide by the rows that count."""
     return _difference(z, y)[0]
 
 
 def _divided_by_all_rows(z, y):
+    """Rows left out are in the divisor: count only those with a label."""
     return _difference(z, y)[0] / len(z)
 
 
 def _divided_by_entries(z, y):
+    """A mean over rows and classes: the loss is one number a row, so divide by rows alone."""
     difference, count = _difference(z, y)
     return difference / count / z.shape[1]
 
 
 def _padding_as_class_0(z, y):
+    """Rows with −100 are trained towards class 0 here. Their gradient is 0."""
     onehot = functional.one_hot(y.clamp(min=0), z.shape[1])
     return (torch.softmax(z, 1) - onehot) / len(z)
 
 
 def _padding_pulled_down(z, y):
+    """Rows with −100 keep their p as a gradient. All of such a row is 0."""
     onehot = (torch.arange(z.shape[1]) == y[:, None]).float()
     return (torch.softmax(z, 1) - onehot) / (y != -100).sum()
 
 
 def _softmax_over_the_batch(z, y):
+    """The probabilities of a row must add up to 1: softmax along the classes, dim=1."""
     difference, count = _difference(z, y, dim=0)
     return difference / count
 
 
 def _naive_softmax(z, y):
+    """exp(1000)/exp(1000) is ∞/∞: use torch.softmax, or subtract each row's maximum first."""
     p = z.exp() / z.exp().sum(1, keepdim=True)
     counts = y != -100
     onehot = functional.one_hot(y.clamp(min=0), z.shape[1])
@@ -417,17 +448,20 @@ def _naive_softmax(z, y):
 
 
 def _without_the_label(z, y):
+    """That is p alone: it pushes all scores down. Subtract 1 at the right class."""
     counts = (y != -100)[:, None]
     return torch.softmax(z, 1) * counts / counts.sum()
 
 
 def _at_the_probabilities(z, y):
+    """−1/p is the slope at the probability; through the softmax it becomes p − onehot."""
     counts = y != -100
     onehot = functional.one_hot(y.clamp(min=0), z.shape[1])
     return torch.where(counts[:, None], -onehot / torch.softmax(z, 1), 0) / counts.sum()
 
 
 def _right_class_only(z, y):
+    """The wrong classes have a gradient too: their p, which pushes them down."""
     difference, count = _difference(z, y)
     return difference * functional.one_hot(y.clamp(min=0), z.shape[1]) / count
 
@@ -446,23 +480,17 @@ cross_entropy_gradient = Exercise(
     cross_entropy_gradient,
     _batches,
     [
-        Mistake(_label_minus_p, "This points uphill in likelihood, downhill in loss: p − onehot, not the reverse."),
-        Mistake(_not_divided, "That is the gradient of the sum. For the mean, divide by the rows that count."),
-        Mistake(_divided_by_all_rows, "Rows left out are in the divisor: count only those with a label."),
-        Mistake(
-            _divided_by_entries, "A mean over rows and classes: the loss is one number a row, so divide by rows alone."
-        ),
-        Mistake(_padding_as_class_0, "Rows with −100 are trained towards class 0 here. Their gradient is 0."),
-        Mistake(_padding_pulled_down, "Rows with −100 keep their p as a gradient. All of such a row is 0."),
-        Mistake(
-            _softmax_over_the_batch, "The probabilities of a row must add up to 1: softmax along the classes, dim=1."
-        ),
-        Mistake(_naive_softmax, "exp(1000)/exp(1000) is ∞/∞: use torch.softmax, or subtract each row's maximum first."),
-        Mistake(_without_the_label, "That is p alone: it pushes all scores down. Subtract 1 at the right class."),
-        Mistake(
-            _at_the_probabilities, "−1/p is the slope at the probability; through the softmax it becomes p − onehot."
-        ),
-        Mistake(_right_class_only, "The wrong classes have a gradient too: their p, which pushes them down."),
+        _label_minus_p,
+        _not_divided,
+        _divided_by_all_rows,
+        _divided_by_entries,
+        _padding_as_class_0,
+        _padding_pulled_down,
+        _softmax_over_the_batch,
+        _naive_softmax,
+        _without_the_label,
+        _at_the_probabilities,
+        _right_class_only,
     ],
     [
         "For one row the gradient is softmax(z) with 1 subtracted at the right class.",

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome, edit
 from lessons_lib.memory import Meter
 
 # --- 1: accumulate ----------------------------------------------------------------------------------------------------
@@ -29,54 +29,19 @@ def accumulate(model, parts):
     return mean
 
 
-def _labelled(y):
-    return (y != -100).sum()
-
-
-def _part_by_part(loss_of, clear="first"):
-    """An answer whose part (x, y) adds the gradient of loss_of(logits, y, parts)."""
-
-    def accumulate(model, parts):
-        mean = 0.0
-        for k, (x, y) in enumerate(parts):
-            if clear == "always" or (clear == "first" and k == 0):
-                model.zero_grad()
-            loss = loss_of(model(x), y, parts)
-            loss.backward()
-            mean += loss.item()
-        return mean
-
-    return accumulate
-
-
-def _share(logits, y, parts):
-    return cross_entropy(logits, y, reduction="sum") / sum(_labelled(each) for _, each in parts)
-
-
-def _mean_of_means(logits, y, parts):
-    return cross_entropy(logits, y) / len(parts)
-
-
-def _by_samples(logits, y, parts):
-    return cross_entropy(logits, y) * len(y) / sum(len(each) for _, each in parts)
-
-
-def _sum_by_samples(logits, y, parts):
-    return cross_entropy(logits, y, reduction="sum") / sum(len(each) for _, each in parts)
-
-
-def _mean_times_count(logits, y, parts):
-    return cross_entropy(logits, y) * _labelled(y) / sum(_labelled(each) for _, each in parts)
-
-
 def _one_backward(model, parts):
+    """Right values, but one backward at the end keeps the activations of all parts until then. Call backward after
+    every part: it frees that part's activations."""
     model.zero_grad()
-    loss = sum(_share(model(x), y, parts) for x, y in parts)
+    num_labelled = sum((y != -100).sum() for _, y in parts)
+    loss = sum(cross_entropy(model(x), y, reduction="sum") for x, y in parts) / num_labelled
     loss.backward()
     return loss.item()
 
 
 def _put_together(model, parts):
+    """Right values, but the whole batch goes through the model at once: the memory that parts are there to save. Go
+    through them one by one."""
     model.zero_grad()
     x, y = (torch.cat(each) for each in zip(*parts, strict=True))
     loss = cross_entropy(model(x), y)
@@ -120,53 +85,53 @@ accumulate = Exercise(
     accumulate,
     _accumulate_cases,
     [
-        Mistake(
-            _part_by_part(lambda logits, y, parts: cross_entropy(logits, y)),
+        edit(
+            'cross_entropy(model(x), y, reduction="sum") / num_labelled',
+            "cross_entropy(model(x), y)",
             "`backward` adds to .grad, so this is the sum of the parts' means: too large by about the number of parts, "
             "as if the learning rate were. Every part must count by its share of the labelled samples.",
         ),
-        Mistake(
-            _part_by_part(_mean_of_means),
+        edit(
+            ', reduction="sum") / num_labelled',
+            ") / len(parts)",
             "You divide by the number of parts: a mean of means. A sample in a short part then counts more than one in "
             "a long part. Weight each part by its labelled samples.",
         ),
-        Mistake(
-            _part_by_part(_by_samples),
+        edit(
+            ', reduction="sum") / num_labelled',
+            ") * len(y) / sum(len(each) for _, each in parts)",
             "You weight each part's mean by its number of samples. Those labelled -100 are not in the mean: the weight "
             "is the number of labelled ones.",
         ),
-        Mistake(
-            _part_by_part(_sum_by_samples),
+        edit(
+            "sum((y != -100).sum() for _, y in parts)",
+            "sum(len(y) for _, y in parts)",
             "You divide by the number of all samples. Those labelled -100 add nothing to the sum and must not count in "
             "the denominator either.",
         ),
-        Mistake(
-            _part_by_part(_mean_times_count),
+        edit(
+            ', reduction="sum")',
+            ") * (y != -100).sum()",
             "Right, except for a part without any label: its mean is 0/0 = nan, and the loss with it. Take the sum of "
             'the losses (reduction="sum") and divide that by the number of labelled samples in all parts.',
         ),
-        Mistake(
-            _part_by_part(lambda logits, y, parts: cross_entropy(logits, y, reduction="sum")),
+        edit(
+            " / num_labelled",
+            "",
             "The sums are right, the division is missing: divide by the number of labelled samples in all parts.",
         ),
-        Mistake(
-            _part_by_part(_share, clear="never"),
+        edit(
+            "model.zero_grad()",
+            "pass",
             "What was in .grad before is still in it: call model.zero_grad() once, at the start.",
         ),
-        Mistake(
-            _part_by_part(_share, clear="always"),
+        edit(
+            "loss.backward()",
+            "model.zero_grad(); loss.backward()",
             "You clear .grad before every part, so only the last one is left. Clear once, before the first.",
         ),
-        Mistake(
-            _one_backward,
-            "Right values, but one backward at the end keeps the activations of all parts until then. Call backward "
-            "after every part: it frees that part's activations.",
-        ),
-        Mistake(
-            _put_together,
-            "Right values, but the whole batch goes through the model at once: the memory that parts are there to "
-            "save. Go through them one by one.",
-        ),
+        _one_backward,
+        _put_together,
     ],
     [
         "The loss of the whole batch is a sum over samples, divided by how many are labelled. Only the sum falls into "
@@ -236,15 +201,22 @@ def _again(block, x, state):
 
 
 def _not_at_all(block, x):
+    """Right values, but everything inside the block is kept. Run it where autograd does not record (in the forward of a
+    torch.autograd.Function), and keep x alone."""
     return block(x)
 
 
 def _without_gradients(block, x):
+    """no_grad keeps nothing, and so there is no way back. A torch.autograd.Function runs its forward without recording
+    and has a backward of its own: run the block again there."""
     with torch.no_grad():
         return block(x)
 
 
 def _another_mask(block, x):
+    """The second run draws another dropout mask, so these are the gradients of another function. Store
+    torch.get_rng_state() in the forward pass and set it for the second run."""
+
     def backward(x, state, grad):
         with torch.random.fork_rng(devices=[]):
             return torch.autograd.grad(block(x), [x, *block.parameters()], grad)
@@ -253,6 +225,9 @@ def _another_mask(block, x):
 
 
 def _seed_left_behind(block, x):
+    """The gradients are right, but afterwards the program draws old random numbers again. Put the state back: `with
+    torch.random.fork_rng(devices=[]):` round the second run does."""
+
     def backward(x, state, grad):
         torch.set_rng_state(state)
         return torch.autograd.grad(block(x), [x, *block.parameters()], grad)
@@ -261,6 +236,9 @@ def _seed_left_behind(block, x):
 
 
 def _input_alone(block, x):
+    """The parameters of the block get no gradient. Hand them to `apply` as well, and return their gradients: backward
+    returns one for each argument of forward."""
+
     def backward(x, state, grad):
         return *torch.autograd.grad(_again(block, x, state), [x], grad), *[None for _ in block.parameters()]
 
@@ -268,6 +246,9 @@ def _input_alone(block, x):
 
 
 def _ones_for_grad(block, x):
+    """You differentiate the sum of the outputs. The gradient that backward receives has to go in:
+    torch.autograd.grad(y, inputs, grad)."""
+
     def backward(x, state, grad):
         return torch.autograd.grad(_again(block, x, state).sum(), [x, *block.parameters()])
 
@@ -275,6 +256,9 @@ def _ones_for_grad(block, x):
 
 
 def _a_run_for_each(block, x):
+    """The block runs three times. One call of torch.autograd.grad gives the gradients of x and of all parameters:
+    torch.autograd.grad(y, [x, *block.parameters()], grad)."""
+
     def backward(x, state, grad):
         of_x = torch.autograd.grad(_again(block, x, state), [x], grad)
         return *of_x, *torch.autograd.grad(_again(block, x, state), list(block.parameters()), grad)
@@ -283,6 +267,9 @@ def _a_run_for_each(block, x):
 
 
 def _counted_twice(block, x):
+    """The parameters' gradients come twice: y.backward adds to their .grad, and autograd adds what you return.
+    torch.autograd.grad returns gradients and touches no .grad."""
+
     def backward(x, state, grad):
         _again(block, x, state).backward(grad)  # adds to the parameters' .grad
         return x.grad, *[p.grad.clone() for p in block.parameters()]
@@ -291,6 +278,9 @@ def _counted_twice(block, x):
 
 
 def _mask_off(block, x):
+    """In eval mode dropout does nothing, so the second run is another function. Leave the mode alone and set the random
+    state of the forward pass instead."""
+
     def backward(x, state, grad):
         block.eval()
         found = torch.autograd.grad(block(x), [x, *block.parameters()], grad)
@@ -328,51 +318,15 @@ checkpoint = Exercise(
     checkpoint,
     [(128, 0.0, True), (64, 0.0, False), (64, 0.5, True)],
     [
-        Mistake(
-            _not_at_all,
-            "Right values, but everything inside the block is kept. Run it where autograd does not record (in "
-            "the forward of a torch.autograd.Function), and keep x alone.",
-        ),
-        Mistake(
-            _without_gradients,
-            "no_grad keeps nothing, and so there is no way back. A torch.autograd.Function runs its forward without "
-            "recording and has a backward of its own: run the block again there.",
-        ),
-        Mistake(
-            _another_mask,
-            "The second run draws another dropout mask, so these are the gradients of another function. Store "
-            "torch.get_rng_state() in the forward pass and set it for the second run.",
-        ),
-        Mistake(
-            _seed_left_behind,
-            "The gradients are right, but afterwards the program draws old random numbers again. Put the state back: "
-            "`with torch.random.fork_rng(devices=[]):` round the second run does.",
-        ),
-        Mistake(
-            _input_alone,
-            "The parameters of the block get no gradient. Hand them to `apply` as well, and return their gradients: "
-            "backward returns one for each argument of forward.",
-        ),
-        Mistake(
-            _ones_for_grad,
-            "You differentiate the sum of the outputs. The gradient that backward receives has to go in: "
-            "torch.autograd.grad(y, inputs, grad).",
-        ),
-        Mistake(
-            _a_run_for_each,
-            "The block runs three times. One call of torch.autograd.grad gives the gradients of x and of all "
-            "parameters: torch.autograd.grad(y, [x, *block.parameters()], grad).",
-        ),
-        Mistake(
-            _counted_twice,
-            "The parameters' gradients come twice: y.backward adds to their .grad, and autograd adds what you "
-            "return. torch.autograd.grad returns gradients and touches no .grad.",
-        ),
-        Mistake(
-            _mask_off,
-            "In eval mode dropout does nothing, so the second run is another function. Leave the mode alone and "
-            "set the random state of the forward pass instead.",
-        ),
+        _not_at_all,
+        _without_gradients,
+        _another_mask,
+        _seed_left_behind,
+        _input_alone,
+        _ones_for_grad,
+        _a_run_for_each,
+        _counted_twice,
+        _mask_off,
     ],
     [
         "Start from the lesson's `Recompute`. What differs between its two runs if the block draws random numbers?",
@@ -406,69 +360,69 @@ def training_memory(num_layers, width, vocabulary, context):
     return parameters, parameters * (2 + 2 + 4 + 4 + 4)
 
 
-def _priced(bytes_each):
-    def price(num_layers, width, vocabulary, context):
-        parameters, _ = training_memory.reference(num_layers, width, vocabulary, context)
-        return parameters, parameters * bytes_each
-
-    return price
-
-
-def _counting(change):
-    def priced(num_layers, width, vocabulary, context):
-        parameters, _ = training_memory.reference(num_layers, width, vocabulary, context)
-        parameters += change(num_layers, width, vocabulary, context)
-        return parameters, 16 * parameters
-
-    return priced
-
-
-def _in_gibibytes(num_layers, width, vocabulary, context):
-    parameters, size = training_memory.reference(num_layers, width, vocabulary, context)
-    return parameters, size / 2**30
-
-
 training_memory = Exercise(
     training_memory,
     [(1, 8, 100, 10), (12, 768, 50257, 1024), (48, 1600, 50257, 1024), (36, 4096, 50257, 2048)],
     [
-        Mistake(
-            _priced(12),
+        edit(
+            "2 + 2 + 4 + 4 + 4",
+            "2 + 2 + 4 + 4",
             "12 bytes: 2 + 2 + 4 + 4. The master weights are missing, the float32 copy in which small steps survive.",
         ),
-        Mistake(_priced(14), "14 bytes: 2 + 4 + 4 + 4. The gradients are missing: 2 bytes each."),
-        Mistake(
-            _priced(18),
+        edit("2 + 2 + 4 + 4 + 4", "2 + 4 + 4 + 4", "14 bytes: 2 + 4 + 4 + 4. The gradients are missing: 2 bytes each."),
+        edit(
+            "2 + 2 + 4 + 4 + 4",
+            "2 + 4 + 4 + 4 + 4",
             "18 bytes: you have gradients of 4 bytes. Here they are 16-bit numbers, as the weights of the model are.",
         ),
-        Mistake(
-            _priced(20),
+        edit(
+            "2 + 2 + 4 + 4 + 4",
+            "4 + 4 + 4 + 4 + 4",
             "20 bytes: you have weights and gradients of 4 bytes *and* master weights. The model's own weights and "
             "gradients are 16-bit numbers.",
         ),
-        Mistake(_priced(8), "8 bytes: 2 + 2 + 4. Adam keeps two moments for every parameter and you need both."),
-        Mistake(_priced(2), "2 bytes are enough to use the model. Training needs gradients, master weights, moments."),
-        Mistake(
-            _counting(lambda layers, width, vocabulary, context: vocabulary * width),
+        edit(
+            "2 + 2 + 4 + 4 + 4",
+            "2 + 2 + 4",
+            "8 bytes: 2 + 2 + 4. Adam keeps two moments for every parameter and you need both.",
+        ),
+        edit(
+            "2 + 2 + 4 + 4 + 4",
+            "2",
+            "2 bytes are enough to use the model. Training needs gradients, master weights, moments.",
+        ),
+        edit(
+            "(vocabulary + context)",
+            "(2 * vocabulary + context)",
             "You count the token embedding twice. The output layer is the same matrix, so it stands once in memory.",
         ),
-        Mistake(
-            _counting(lambda layers, width, vocabulary, context: -context * width),
+        edit(
+            "(vocabulary + context)",
+            "vocabulary",
             "The embeddings of the places are missing: `context` rows of `width` numbers.",
         ),
-        Mistake(
-            _counting(lambda layers, width, vocabulary, context: -9 * layers * width),
+        edit(
+            "4 * (width * width + width)",
+            "4 * width * width",
+            "(width * 4 * width + 4 * width) + (4 * width * width + width)",
+            "8 * width * width",
             "The biases of the linear layers are missing: one number for each output, 9 · width in a block.",
         ),
-        Mistake(
-            _counting(lambda layers, width, vocabulary, context: -4 * layers * width),
+        edit(
+            "mlp + 2 * norm",
+            "mlp",
             "The layer norms of the blocks are missing: two a block, each with a weight and a bias of `width` numbers.",
         ),
-        Mistake(
-            _counting(lambda layers, width, vocabulary, context: -2 * width),
+        edit(
+            "num_layers * block + norm",
+            "num_layers * block",
             "The layer norm after the last block is missing: a weight and a bias of `width` numbers.",
         ),
-        Mistake(_in_gibibytes, "The count is right. The second number is asked for in bytes, not in units of 2³⁰."),
+        edit(
+            "parameters * (2 + 2 + 4 + 4 + 4)",
+            "parameters * 16 / 2**30",
+            "The count is right. The second number is asked for in bytes, not in units of 2³⁰.",
+        ),
     ],
     [
         "A linear layer from a to b has a · b weights and b biases. How many numbers has a block, how many the rest?",
@@ -499,24 +453,9 @@ def scaler_step(grads, scale, good_steps, growth_interval):
     return unscaled, scale, good_steps
 
 
-def _scaler(finite=None, unscale=None, skip=None, after=None):
-    """A scaler with another part in place of the right one."""
-    finite = finite or (lambda grads: all(g.isfinite().all() for g in grads))
-    unscale = unscale or (lambda g, scale: g.float() / scale)
-    skip = skip or (lambda scale, good, grads: (None, scale / 2, 0))
-
-    def grow(scale, good, interval):
-        return (scale * 2, 0) if good + 1 >= interval else (scale, good + 1)
-
-    def step(grads, scale, good_steps, growth_interval):
-        if not finite(grads):
-            return skip(scale, good_steps, grads)
-        return [unscale(g, scale) for g in grads], *(after or grow)(scale, good_steps, growth_interval)
-
-    return step
-
-
 def _unscales_late(grads, scale, good_steps, growth_interval):
+    """The step that doubles the scale divides by the new one. Its gradients were made with the old scale: divide before
+    you change it."""
     found, new_scale, good_steps = scaler_step.reference(grads, scale, good_steps, growth_interval)
     return found and [g.float() / new_scale for g in grads], new_scale, good_steps
 
@@ -534,57 +473,65 @@ scaler_step = Exercise(
     scaler_step,
     _scaler_cases,
     [
-        Mistake(
-            _scaler(unscale=lambda g, scale: (g / scale).float()),
+        edit(
+            "g.float() / scale",
+            "(g / scale).float()",
             "You divide in float16, where the small gradients vanish again that the scale has saved: g.float() first.",
         ),
-        Mistake(
-            _scaler(unscale=lambda g, scale: g.float()),
+        edit(
+            "g.float() / scale",
+            "g.float()",
             "The gradients are still those of scale · loss. Divide by the scale.",
         ),
-        Mistake(
-            _scaler(unscale=lambda g, scale: g.float() * scale),
+        edit(
+            "g.float() / scale",
+            "g.float() * scale",
             "You multiply by the scale a second time. The loss was multiplied, so the gradients are divided.",
         ),
-        Mistake(
-            _unscales_late,
-            "The step that doubles the scale divides by the new one. Its gradients were made with the old scale: "
-            "divide before you change it.",
-        ),
-        Mistake(
-            _scaler(finite=lambda grads: not any(g.isnan().any() for g in grads)),
+        _unscales_late,
+        edit(
+            "not all(g.isfinite().all() for g in grads)",
+            "any(g.isnan().any() for g in grads)",
             "You look for nan. Overflow shows as inf first: isfinite() finds both.",
         ),
-        Mistake(
-            _scaler(finite=lambda grads: not any(g.isinf().any() for g in grads)),
+        edit(
+            "not all(g.isfinite().all() for g in grads)",
+            "any(g.isinf().any() for g in grads)",
             "You look for inf. An inf can have become nan on the way (inf − inf, inf · 0): isfinite() finds both.",
         ),
-        Mistake(
-            _scaler(finite=lambda grads: grads[0].isfinite().all()),
+        edit(
+            "not all(g.isfinite().all() for g in grads)",
+            "not grads[0].isfinite().all()",
             "You look at the first tensor only. One infinite number anywhere spoils the step.",
         ),
-        Mistake(
-            _scaler(skip=lambda scale, good, grads: (None, scale, 0)),
+        edit(
+            "scale / 2, 0",
+            "scale, 0",
             "The step is skipped, but the scale stays, and the next step overflows as well. Halve it.",
         ),
-        Mistake(
-            _scaler(skip=lambda scale, good, grads: (None, scale / 2, good)),
+        edit(
+            "scale / 2, 0",
+            "scale / 2, good_steps",
             "After an overflow the counting starts again: good_steps is 0, or the scale would grow back too soon.",
         ),
-        Mistake(
-            _scaler(skip=lambda scale, good, grads: ([g.float() / scale for g in grads], scale / 2, 0)),
+        edit(
+            "None, scale / 2",
+            "[g.float() / scale for g in grads], scale / 2",
             "You hand out gradients that are not finite; one step with them makes every weight nan. Return None.",
         ),
-        Mistake(
-            _scaler(after=lambda scale, good, interval: (scale, good + 1)),
+        edit(
+            "unscaled, scale * 2, 0",
+            "unscaled, scale, good_steps",
             "The scale never grows. When good_steps reaches growth_interval it doubles, and the counting starts at 0.",
         ),
-        Mistake(
-            _scaler(after=lambda scale, good, interval: (2 * scale if good + 1 >= interval else scale, good + 1)),
+        edit(
+            "scale * 2, 0",
+            "scale * 2, good_steps",
             "When the scale has doubled, the counting starts again: good_steps is 0.",
         ),
-        Mistake(
-            _scaler(after=lambda scale, good, interval: (2 * scale, 0) if good >= interval else (scale, good + 1)),
+        edit(
+            "good_steps >= growth_interval",
+            "good_steps > growth_interval",
             "One step late: this good step counts too. Add it before you compare with growth_interval.",
         ),
     ],

@@ -3,7 +3,7 @@
 import torch
 
 from lessons_lib import launch
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome, by_rank
+from lessons_lib.exercises.core import Exercise, Outcome, by_rank
 
 
 def shift(comm, mine):
@@ -82,6 +82,7 @@ def _neighbours(comm):
 
 
 def _all_send_first(comm, mine):
+    """Every rank sends before anyone receives, so the whole circle waits. Some must receive first."""
     (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
     comm.send(mine, dst=right)
     comm.recv(theirs, src=left)
@@ -89,6 +90,7 @@ def _all_send_first(comm, mine):
 
 
 def _all_receive_first(comm, mine):
+    """Every rank waits for its left neighbour, which waits for its own. Some must send first."""
     (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
     comm.recv(theirs, src=left)
     comm.send(mine, dst=right)
@@ -96,6 +98,8 @@ def _all_receive_first(comm, mine):
 
 
 def _only_rank_0_is_different(comm, mine):
+    """No deadlock, but a queue: one exception frees one rank, that one frees the next, all the way round. If every
+    second rank does the opposite, all pairs can start at once."""
     (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
     if comm.rank == 0:
         comm.recv(theirs, src=left)
@@ -107,6 +111,7 @@ def _only_rank_0_is_different(comm, mine):
 
 
 def _to_the_left(comm, mine):
+    """That turns the circle the other way: send to (rank + 1) % N, receive from (rank - 1) % N."""
     (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
     if comm.rank % 2 == 0:
         comm.send(mine, dst=left)
@@ -118,6 +123,8 @@ def _to_the_left(comm, mine):
 
 
 def _passes_on_what_came(comm, mine):
+    """The ranks that receive first overwrite `mine` and then hand on what they were just given. Receive into a tensor
+    of its own."""
     right, left = _neighbours(comm)
     if comm.rank % 2 == 0:
         comm.send(mine, dst=right)
@@ -129,6 +136,7 @@ def _passes_on_what_came(comm, mine):
 
 
 def _circle_not_closed(comm, mine):
+    """A circle has no ends: the right neighbour of the last rank is rank 0, so take (rank ± 1) % N."""
     theirs = torch.empty_like(mine)
     if comm.rank % 2 == 0:
         comm.send(mine, dst=comm.rank + 1)
@@ -144,32 +152,12 @@ shift = Exercise(
     cases=[(4,), (5,)],
     outcome=_shifted,
     mistakes=[
-        Mistake(
-            _all_send_first,
-            "Every rank sends before anyone receives, so the whole circle waits. Some must receive first.",
-        ),
-        Mistake(
-            _all_receive_first,
-            "Every rank waits for its left neighbour, which waits for its own. Some must send first.",
-        ),
-        Mistake(
-            _only_rank_0_is_different,
-            "No deadlock, but a queue: one exception frees one rank, that one frees the next, all the way round. If "
-            "every second rank does the opposite, all pairs can start at once.",
-        ),
-        Mistake(
-            _to_the_left,
-            "That turns the circle the other way: send to (rank + 1) % N, receive from (rank - 1) % N.",
-        ),
-        Mistake(
-            _passes_on_what_came,
-            "The ranks that receive first overwrite `mine` and then hand on what they were just given. Receive into a "
-            "tensor of its own.",
-        ),
-        Mistake(
-            _circle_not_closed,
-            "A circle has no ends: the right neighbour of the last rank is rank 0, so take (rank ± 1) % N.",
-        ),
+        _all_send_first,
+        _all_receive_first,
+        _only_rank_0_is_different,
+        _to_the_left,
+        _passes_on_what_came,
+        _circle_not_closed,
     ],
     hints=[
         "Think of pairs: whoever sends needs somebody who receives at that moment.",
@@ -216,18 +204,23 @@ def _played(fn, world_size, root):
 
 
 def _one_by_one(world_size, root):
+    """Only the root sends, so each round reaches one rank more. Those that have the tensor can hand it on too."""
     return [[(root, rank)] for rank in range(world_size) if rank != root]
 
 
 def _all_at_once(world_size, root):
+    """The root cannot send to everybody in one round: a rank may be in one pair of a round."""
     return [[(root, rank) for rank in range(world_size) if rank != root]]
 
 
 def _root_forgotten(world_size, root):
+    """The tensor starts at `root`. Write the tree for root 0 with k = 0 … N − 1, then let k stand for rank (root + k) %
+    N."""
     return tree_rounds.reference(world_size, 0)
 
 
 def _too_many(world_size, root):
+    """When N is no power of two, the last round has fewer pairs: only N − have ranks are still without."""
     rounds, have = [], 1
     while have < world_size:
         rounds.append([((root + k) % world_size, (root + k + have) % world_size) for k in range(have)])
@@ -236,6 +229,7 @@ def _too_many(world_size, root):
 
 
 def _no_wrapping(world_size, root):
+    """root + k runs past the last rank: take it modulo N."""
     rounds, have = [], 1
     while have < world_size:
         rounds.append([(root + k, root + k + have) for k in range(min(have, world_size - have))])
@@ -244,6 +238,7 @@ def _no_wrapping(world_size, root):
 
 
 def _last_round_missing(world_size, root):
+    """The loop ends while ranks are still without the tensor: go on as long as have < N."""
     rounds, have = [], 1
     while 2 * have <= world_size:
         rounds.append([((root + k) % world_size, (root + k + have) % world_size) for k in range(have)])
@@ -255,33 +250,7 @@ tree_rounds = Exercise(
     tree_rounds,
     cases=[(8, 0), (6, 4), (1, 0), (11, 7)],
     outcome=_played,
-    mistakes=[
-        Mistake(
-            _one_by_one,
-            "Only the root sends, so each round reaches one rank more. Those that have the tensor can hand it on too.",
-        ),
-        Mistake(
-            _all_at_once,
-            "The root cannot send to everybody in one round: a rank may be in one pair of a round.",
-        ),
-        Mistake(
-            _root_forgotten,
-            "The tensor starts at `root`. Write the tree for root 0 with k = 0 … N − 1, then let k stand for rank "
-            "(root + k) % N.",
-        ),
-        Mistake(
-            _too_many,
-            "When N is no power of two, the last round has fewer pairs: only N − have ranks are still without.",
-        ),
-        Mistake(
-            _no_wrapping,
-            "root + k runs past the last rank: take it modulo N.",
-        ),
-        Mistake(
-            _last_round_missing,
-            "The loop ends while ranks are still without the tensor: go on as long as have < N.",
-        ),
-    ],
+    mistakes=[_one_by_one, _all_at_once, _root_forgotten, _too_many, _no_wrapping, _last_round_missing],
     hints=[
         "How many ranks can have the tensor after round k, if each that has it tells one other in every round?",
         "Keep `have`, the number of ranks that have it: 1, 2, 4, … In a round, number k < have tells number k + have.",
@@ -331,6 +300,7 @@ def _cuts(comm, numel):
 
 
 def _whole_to_everyone(comm, whole, numel):
+    """Every rank gets the whole tensor and throws most of it away. Cut first, on rank 0, then send."""
     if comm.rank == 0:
         for rank in range(1, comm.world_size):
             comm.send(whole, dst=rank)
@@ -342,6 +312,7 @@ def _whole_to_everyone(comm, whole, numel):
 
 
 def _broadcast_and_cut(comm, whole, numel):
+    """A broadcast takes the whole tensor to everyone: fewer rounds, but far more bytes than the chunks have."""
     whole = torch.empty(numel) if whole is None else whole
     comm.broadcast(whole, src=0)
     cuts = _cuts(comm, numel)
@@ -349,21 +320,26 @@ def _broadcast_and_cut(comm, whole, numel):
 
 
 def _rest_lost(comm, whole, numel):
+    """numel // N elements each leave a rest that nobody gets. Cut at r · numel // N instead."""
     size = numel // comm.world_size
     return _by_cuts(comm, whole, numel, [rank * size for rank in range(comm.world_size + 1)])
 
 
 def _rounded_up(comm, whole, numel):
+    """Chunks of numel / N rounded up (as torch.chunk cuts) starve the last ranks. Cut at r · numel // N."""
     size = -(-numel // comm.world_size)
     return _by_cuts(comm, whole, numel, [min(numel, rank * size) for rank in range(comm.world_size + 1)])
 
 
 def _rest_to_the_last(comm, whole, numel):
+    """Here the last rank gets its own chunk and all of the rest. Cut at r · numel // N: no chunk is then more than one
+    longer than another."""
     size = numel // comm.world_size
     return _by_cuts(comm, whole, numel, [rank * size for rank in range(comm.world_size)] + [numel])
 
 
 def _to_itself_too(comm, whole, numel):
+    """Rank 0 has its own chunk already and cannot send to itself: let the loop begin with rank 1."""
     cuts = _cuts(comm, numel)
     if comm.rank == 0:
         for rank in range(comm.world_size):
@@ -377,33 +353,7 @@ scatter = Exercise(
     scatter,
     cases=[(4, 10), (3, 8), (4, 3)],
     outcome=_scattered,
-    mistakes=[
-        Mistake(
-            _whole_to_everyone,
-            "Every rank gets the whole tensor and throws most of it away. Cut first, on rank 0, then send.",
-        ),
-        Mistake(
-            _broadcast_and_cut,
-            "A broadcast takes the whole tensor to everyone: fewer rounds, but far more bytes than the chunks have.",
-        ),
-        Mistake(
-            _rest_lost,
-            "numel // N elements each leave a rest that nobody gets. Cut at r · numel // N instead.",
-        ),
-        Mistake(
-            _rounded_up,
-            "Chunks of numel / N rounded up (as torch.chunk cuts) starve the last ranks. Cut at r · numel // N.",
-        ),
-        Mistake(
-            _rest_to_the_last,
-            "Here the last rank gets its own chunk and all of the rest. Cut at r · numel // N: no chunk is then more "
-            "than one longer than another.",
-        ),
-        Mistake(
-            _to_itself_too,
-            "Rank 0 has its own chunk already and cannot send to itself: let the loop begin with rank 1.",
-        ),
-    ],
+    mistakes=[_whole_to_everyone, _broadcast_and_cut, _rest_lost, _rounded_up, _rest_to_the_last, _to_itself_too],
     hints=[
         "Rank 0 sends, all others receive once. How long a tensor must each of them have ready?",
         "All ranks can compute all cuts: cuts = [r * numel // N for r in range(N + 1)].",

@@ -5,7 +5,7 @@ import math
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome
+from lessons_lib.exercises.core import Exercise, Outcome
 
 
 def gru_2014(x, h, W, U, b):
@@ -33,16 +33,19 @@ def _gates(x, h, W, U, b, squash=torch.sigmoid):
 
 
 def _as_torch_does(x, h, W, U, b):
+    """That is torch's form, r ⊙ (U_n h), where the reset comes after the matrix. Here r multiplies h first."""
     r, z, from_x, from_h = _gates(x, h, W, U, b)
     return z * h + (1 - z) * torch.tanh(from_x + r * from_h)
 
 
 def _resets_the_sum(x, h, W, U, b):
+    """The reset gate shuts out the old state, not the input: W_n x + b_n stays whole."""
     r, z, from_x, from_h = _gates(x, h, W, U, b)
     return z * h + (1 - z) * torch.tanh(r * (from_x + from_h))
 
 
 def _never_resets(x, h, W, U, b):
+    """r is computed and then never used: the candidate sees r ⊙ h, not h."""
     _, z, from_x, from_h = _gates(x, h, W, U, b)
     return z * h + (1 - z) * torch.tanh(from_x + from_h)
 
@@ -53,35 +56,42 @@ def _candidate(x, h, W, U, b, squash=torch.tanh):
 
 
 def _z_swapped(x, h, W, U, b):
+    """The gates are swapped in the last line: here z keeps the old h, and 1 − z lets n in."""
     _, z, n = _candidate(x, h, W, U, b)
     return (1 - z) * h + z * n
 
 
 def _keeps_the_reset(x, h, W, U, b):
+    """The reset state r ⊙ h is for the candidate alone; the last line keeps z ⊙ h itself."""
     r, z, n = _candidate(x, h, W, U, b)
     return z * (r * h) + (1 - z) * n
 
 
 def _parts_swapped(x, h, W, U, b):
+    """The first H rows belong to r and the next H to z; here it is the other way round."""
     swapped = [torch.cat([part.chunk(3)[i] for i in (1, 0, 2)]) for part in (W, U, b)]
     return gru_2014.reference(x, h, *swapped)
 
 
 def _sigmoid_candidate(x, h, W, U, b):
+    """The candidate n may be negative: tanh, not σ. Only gates use σ."""
     _, z, n = _candidate(x, h, W, U, b, torch.sigmoid)
     return z * h + (1 - z) * n
 
 
 def _tanh_gates(x, h, W, U, b):
+    """Gates are shares between 0 and 1, so they need σ; tanh goes below 0."""
     r, z, from_x, _ = _gates(x, h, W, U, b, torch.tanh)
     return z * h + (1 - z) * torch.tanh(from_x + (r * h) @ U.chunk(3)[2].T)
 
 
 def _no_bias(x, h, W, U, b):
+    """The bias b is not used: all three parts have one."""
     return gru_2014.reference(x, h, W, U, torch.zeros_like(b))
 
 
 def _adds_the_candidate(x, h, W, U, b):
+    """What z keeps of h must make room for n: the candidate is weighed with 1 − z."""
     _, z, n = _candidate(x, h, W, U, b)
     return z * h + n
 
@@ -105,21 +115,16 @@ gru_2014 = Exercise(
     gru_2014,
     _steps,
     [
-        Mistake(
-            _as_torch_does,
-            "That is torch's form, r ⊙ (U_n h), where the reset comes after the matrix. Here r multiplies h first.",
-        ),
-        Mistake(_resets_the_sum, "The reset gate shuts out the old state, not the input: W_n x + b_n stays whole."),
-        Mistake(_never_resets, "r is computed and then never used: the candidate sees r ⊙ h, not h."),
-        Mistake(_z_swapped, "The gates are swapped in the last line: here z keeps the old h, and 1 − z lets n in."),
-        Mistake(
-            _keeps_the_reset, "The reset state r ⊙ h is for the candidate alone; the last line keeps z ⊙ h itself."
-        ),
-        Mistake(_parts_swapped, "The first H rows belong to r and the next H to z; here it is the other way round."),
-        Mistake(_sigmoid_candidate, "The candidate n may be negative: tanh, not σ. Only gates use σ."),
-        Mistake(_tanh_gates, "Gates are shares between 0 and 1, so they need σ; tanh goes below 0."),
-        Mistake(_no_bias, "The bias b is not used: all three parts have one."),
-        Mistake(_adds_the_candidate, "What z keeps of h must make room for n: the candidate is weighed with 1 − z."),
+        _as_torch_does,
+        _resets_the_sum,
+        _never_resets,
+        _z_swapped,
+        _keeps_the_reset,
+        _parts_swapped,
+        _sigmoid_candidate,
+        _tanh_gates,
+        _no_bias,
+        _adds_the_candidate,
     ],
     [
         "Cut W, U and b in three along their rows: `W_r, W_z, W_n = W.chunk(3)`.",
@@ -153,44 +158,56 @@ def _room(scores):
 
 
 def _no_mask(scores):
+    """Every query still sees every key: set the scores of later keys to −∞ before the softmax."""
     return scores.softmax(-1)
 
 
 def _sees_the_next(scores):
+    """Off by one: each query sees the key after it, which is the answer it is to guess."""
     return _shifted(scores, _room(scores) + 1)
 
 
 def _not_itself(scores):
+    """Off by one: a query may see its own position, and the first has nothing else to see."""
     return _shifted(scores, _room(scores) - 1)
 
 
 def _aligned_at_the_start(scores):
+    """With fewer queries than keys, the queries are the newest positions: the diagonal ends in the last corner.
+    (Torch's is_causal=True starts it in the first.)"""
     return _shifted(scores, 0)
 
 
 def _transposed(scores):
+    """This shows the future and hides the past: keep the lower triangle, not the upper."""
     allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).triu(_room(scores))
     return scores.masked_fill(~allowed, -math.inf).softmax(-1)
 
 
 def _after_the_softmax(scores):
+    """Zeroed after the softmax, rows no longer sum to 1. Mask the scores instead."""
     return scores.softmax(-1).tril(_room(scores))
 
 
 def _after_and_divided(scores):
+    """Dividing again mends ordinary rows, but a later score of 1,000 has taken all the weight: 0/0. Mask the scores,
+    before the softmax."""
     weights = scores.softmax(-1).tril(_room(scores))
     return weights / weights.sum(-1, keepdim=True)
 
 
 def _zeros_for_scores(scores):
+    """A score of 0 is a score like any other, e⁰ = 1. What may not be seen gets −∞."""
     return _shifted(scores, _room(scores), fill=0.0)
 
 
 def _not_low_enough(scores):
+    """Some weight leaks through: −10 is a low score, and only −∞ is none."""
     return _shifted(scores, _room(scores), fill=-10.0)
 
 
 def _over_the_queries(scores):
+    """Columns sum to 1 here: the weights of one query, along the last dimension, must."""
     return _shifted(scores, _room(scores), dim=-2)
 
 
@@ -211,24 +228,16 @@ causal_weights = Exercise(
     causal_weights,
     _tables,
     [
-        Mistake(_no_mask, "Every query still sees every key: set the scores of later keys to −∞ before the softmax."),
-        Mistake(_sees_the_next, "Off by one: each query sees the key after it, which is the answer it is to guess."),
-        Mistake(_not_itself, "Off by one: a query may see its own position, and the first has nothing else to see."),
-        Mistake(
-            _aligned_at_the_start,
-            "With fewer queries than keys, the queries are the newest positions: the diagonal ends in the last corner. "
-            "(Torch's is_causal=True starts it in the first.)",
-        ),
-        Mistake(_transposed, "This shows the future and hides the past: keep the lower triangle, not the upper."),
-        Mistake(_after_the_softmax, "Zeroed after the softmax, rows no longer sum to 1. Mask the scores instead."),
-        Mistake(
-            _after_and_divided,
-            "Dividing again mends ordinary rows, but a later score of 1,000 has taken all the weight: 0/0. Mask the "
-            "scores, before the softmax.",
-        ),
-        Mistake(_zeros_for_scores, "A score of 0 is a score like any other, e⁰ = 1. What may not be seen gets −∞."),
-        Mistake(_not_low_enough, "Some weight leaks through: −10 is a low score, and only −∞ is none."),
-        Mistake(_over_the_queries, "Columns sum to 1 here: the weights of one query, along the last dimension, must."),
+        _no_mask,
+        _sees_the_next,
+        _not_itself,
+        _aligned_at_the_start,
+        _transposed,
+        _after_the_softmax,
+        _after_and_divided,
+        _zeros_for_scores,
+        _not_low_enough,
+        _over_the_queries,
     ],
     [
         "Which (query, key) pairs are allowed? Draw the 3 × 3 table, then the one with 2 queries and 5 keys.",
@@ -262,6 +271,7 @@ def _scaled(gradients, factor):
 
 
 def _each_alone(gradients, max_norm):
+    """Each tensor is clipped by its own norm, which turns the direction of the whole. One norm, one factor."""
     norm = _length(gradients)
     for g in gradients:
         g *= min(1.0, max_norm / max(g.norm().item(), 1e-12))
@@ -269,36 +279,42 @@ def _each_alone(gradients, max_norm):
 
 
 def _always(gradients, max_norm):
+    """This also *lengthens* gradients that are short. Below max_norm nothing changes."""
     norm = _length(gradients)
     _scaled(gradients, max_norm / max(norm, 1e-12))
     return norm
 
 
 def _by_the_square(gradients, max_norm):
+    """Divided by the square of the norm the result is too short: the factor is max_norm/norm."""
     norm = _length(gradients)
     _scaled(gradients, min(1.0, max_norm / max(norm, 1e-12) ** 2))
     return norm
 
 
 def _without_the_root(gradients, max_norm):
+    """A sum of squares is the square of a length: take its root."""
     norm = _length(gradients) ** 2
     _scaled(gradients, min(1.0, max_norm / max(norm, 1e-12)))
     return norm
 
 
 def _sum_of_lengths(gradients, max_norm):
+    """Lengths of parts do not add up: 3 and 4 at right angles give 5. Add their squares."""
     norm = sum(g.norm().item() for g in gradients)
     _scaled(gradients, min(1.0, max_norm / max(norm, 1e-12)))
     return norm
 
 
 def _longest_alone(gradients, max_norm):
+    """That is the length of the longest tensor. All of them together are one vector."""
     norm = max(g.norm().item() for g in gradients)
     _scaled(gradients, min(1.0, max_norm / max(norm, 1e-12)))
     return norm
 
 
 def _entries(gradients, max_norm):
+    """Clamping entries bends the direction. One factor for all entries keeps it."""
     norm = _length(gradients)
     for g in gradients:
         g.clamp_(-max_norm, max_norm)
@@ -306,15 +322,18 @@ def _entries(gradients, max_norm):
 
 
 def _length_afterwards(gradients, max_norm):
+    """Return the length *before* clipping: after it, one cannot see that it was needed."""
     clip_gradients.reference(gradients, max_norm)
     return _length(gradients)
 
 
 def _copies(gradients, max_norm):
+    """The tensors handed in are unchanged: `g *= …` works in place, `g = g * …` does not."""
     return clip_gradients.reference([g.clone() for g in gradients], max_norm)
 
 
 def _to_length_one(gradients, max_norm):
+    """Cut down to a length of 1: the length that is allowed is max_norm."""
     norm = _length(gradients)
     if norm > max_norm:
         _scaled(gradients, 1 / norm)
@@ -343,23 +362,16 @@ clip_gradients = Exercise(
     clip_gradients,
     _gradient_lists,
     [
-        Mistake(
-            _each_alone,
-            "Each tensor is clipped by its own norm, which turns the direction of the whole. One norm, one factor.",
-        ),
-        Mistake(_always, "This also *lengthens* gradients that are short. Below max_norm nothing changes."),
-        Mistake(
-            _by_the_square, "Divided by the square of the norm the result is too short: the factor is max_norm/norm."
-        ),
-        Mistake(_without_the_root, "A sum of squares is the square of a length: take its root."),
-        Mistake(_sum_of_lengths, "Lengths of parts do not add up: 3 and 4 at right angles give 5. Add their squares."),
-        Mistake(_longest_alone, "That is the length of the longest tensor. All of them together are one vector."),
-        Mistake(_entries, "Clamping entries bends the direction. One factor for all entries keeps it."),
-        Mistake(
-            _length_afterwards, "Return the length *before* clipping: after it, one cannot see that it was needed."
-        ),
-        Mistake(_copies, "The tensors handed in are unchanged: `g *= …` works in place, `g = g * …` does not."),
-        Mistake(_to_length_one, "Cut down to a length of 1: the length that is allowed is max_norm."),
+        _each_alone,
+        _always,
+        _by_the_square,
+        _without_the_root,
+        _sum_of_lengths,
+        _longest_alone,
+        _entries,
+        _length_afterwards,
+        _copies,
+        _to_length_one,
     ],
     [
         "Think of all tensors laid end to end: one vector, one length.",
@@ -412,59 +424,72 @@ def _running(q, k, v, block_size, scale=None, shrink_total=True, shrink_out=True
 
 
 def _no_scale(q, k, v, block_size):
+    """The scores lack their 1/√d, with d the width of a query."""
     out, total = _running(q, k, v, block_size, scale=1.0)
     return out / total
 
 
 def _scale_of_d(q, k, v, block_size):
+    """Divided by d: the standard deviation of q·k is √d, so divide by that."""
     out, total = _running(q, k, v, block_size, scale=1 / q.shape[1])
     return out / total
 
 
 def _whole_table(q, k, v, block_size):
+    """Right, and the whole m × n table of scores was there at once. Read k and v in blocks."""
     del block_size
     return _scores(q, k).softmax(1) @ v
 
 
 def _row_by_row(q, k, v, block_size):
+    """One query at a time still needs a row of n scores: cut up the keys, not the queries."""
     del block_size
     return torch.stack([(k @ row / math.sqrt(len(row))).softmax(0) @ v for row in q])
 
 
 def _mean_of_blocks(q, k, v, block_size):
+    """Blocks do not weigh the same: one with high scores counts for more. Keep Σ exp and Σ exp · v over all."""
     return torch.stack([_scores(q, a).softmax(1) @ b for a, b in _blocks(k, v, block_size)]).mean(0)
 
 
 def _sum_of_blocks(q, k, v, block_size):
+    """Each block has its own softmax here, so the weights sum to the number of blocks."""
     return sum(_scores(q, a).softmax(1) @ b for a, b in _blocks(k, v, block_size))
 
 
 def _never_shrinks(q, k, v, block_size):
+    """When a later block raises the maximum, the sums so far were made with the old one: multiply both by exp(old −
+    new)."""
     out, total = _running(q, k, v, block_size, shrink_total=False, shrink_out=False)
     return out / total
 
 
 def _shrinks_the_total_only(q, k, v, block_size):
+    """The total is moved to the new maximum, the sum of values is not. Both must."""
     out, total = _running(q, k, v, block_size, shrink_out=False)
     return out / total
 
 
 def _no_maximum(q, k, v, block_size):
+    """exp of a score in the hundreds is ∞: subtract the largest score seen so far."""
     out, total = _running(q, k, v, block_size, shift=False)
     return out / total
 
 
 def _not_divided(q, k, v, block_size):
+    """Weights must sum to 1: divide by the sum of all exp at the end."""
     return _running(q, k, v, block_size)[0]
 
 
 def _loses_the_rest(q, k, v, block_size):
+    """n need not be a multiple of block_size: the last, shorter block is left out."""
     whole = max(len(k) // block_size, 1) * block_size
     out, total = _running(q, k[:whole], v[:whole], block_size)
     return out / total
 
 
 def _over_the_queries_too(q, k, v, block_size):
+    """The softmax runs over the queries here; a query shares its weight among keys."""
     return sum(_scores(q, a).softmax(0) @ b for a, b in _blocks(k, v, block_size))
 
 
@@ -509,25 +534,18 @@ attention_in_blocks = Exercise(
     attention_in_blocks,
     _long_inputs,
     [
-        Mistake(_no_scale, "The scores lack their 1/√d, with d the width of a query."),
-        Mistake(_scale_of_d, "Divided by d: the standard deviation of q·k is √d, so divide by that."),
-        Mistake(_whole_table, "Right, and the whole m × n table of scores was there at once. Read k and v in blocks."),
-        Mistake(_row_by_row, "One query at a time still needs a row of n scores: cut up the keys, not the queries."),
-        Mistake(
-            _mean_of_blocks,
-            "Blocks do not weigh the same: one with high scores counts for more. Keep Σ exp and Σ exp · v over all.",
-        ),
-        Mistake(_sum_of_blocks, "Each block has its own softmax here, so the weights sum to the number of blocks."),
-        Mistake(
-            _never_shrinks,
-            "When a later block raises the maximum, the sums so far were made with the old one: multiply both by "
-            "exp(old − new).",
-        ),
-        Mistake(_shrinks_the_total_only, "The total is moved to the new maximum, the sum of values is not. Both must."),
-        Mistake(_no_maximum, "exp of a score in the hundreds is ∞: subtract the largest score seen so far."),
-        Mistake(_not_divided, "Weights must sum to 1: divide by the sum of all exp at the end."),
-        Mistake(_loses_the_rest, "n need not be a multiple of block_size: the last, shorter block is left out."),
-        Mistake(_over_the_queries_too, "The softmax runs over the queries here; a query shares its weight among keys."),
+        _no_scale,
+        _scale_of_d,
+        _whole_table,
+        _row_by_row,
+        _mean_of_blocks,
+        _sum_of_blocks,
+        _never_shrinks,
+        _shrinks_the_total_only,
+        _no_maximum,
+        _not_divided,
+        _loses_the_rest,
+        _over_the_queries_too,
     ],
     [
         "Softmax is a quotient of sums over keys, Σ exp(s) v and Σ exp(s): both can be added up block by block.",

@@ -5,7 +5,7 @@ import time
 import torch
 
 from lessons_lib import Links, launch
-from lessons_lib.exercises.core import Exercise, Mistake, Outcome, by_rank
+from lessons_lib.exercises.core import Exercise, Outcome, by_rank
 
 LATENCY_S = 0.03  # emulated: long against anything a busy machine adds to it
 
@@ -56,14 +56,18 @@ def _in_words(seconds, world_size, laps):
 
 
 def _time_of_a_lap(comm, ball, laps):
+    """That is the time of a whole lap: N messages follow one another in it. Divide by N too."""
     return around_the_table.reference(comm, ball, laps) * comm.world_size
 
 
 def _time_of_everything(comm, ball, laps):
+    """That is the time of the whole game. How many messages travelled in it?"""
     return around_the_table.reference(comm, ball, laps) * comm.world_size * laps
 
 
 def _all_send_first(comm, ball, laps):
+    """Every rank sends before it receives, so nobody is ready to take a ball. One rank opens the game; the others wait
+    for the ball before they send."""
     before, after = (comm.rank - 1) % comm.world_size, (comm.rank + 1) % comm.world_size
     start = time.perf_counter()
     for _ in range(laps):
@@ -74,6 +78,7 @@ def _all_send_first(comm, ball, laps):
 
 
 def _own_ball_each(comm, ball, laps):
+    """What a rank catches must be what it hands on: receive into `ball` itself, not into another tensor."""
     before, after = (comm.rank - 1) % comm.world_size, (comm.rank + 1) % comm.world_size
     start = time.perf_counter()
     for _ in range(laps):
@@ -88,6 +93,7 @@ def _own_ball_each(comm, ball, laps):
 
 
 def _always_with_rank_0(comm, ball, laps):
+    """Here the ball comes back to rank 0 after every throw. Hand it to the next neighbour, (rank + 1) % N."""
     start = time.perf_counter()
     for _ in range(laps):
         for other in range(1, comm.world_size):
@@ -106,25 +112,7 @@ around_the_table = Exercise(
     around_the_table,
     cases=[(3, 3), (2, 4)],
     outcome=_table,
-    mistakes=[
-        Mistake(
-            _time_of_a_lap, "That is the time of a whole lap: N messages follow one another in it. Divide by N too."
-        ),
-        Mistake(_time_of_everything, "That is the time of the whole game. How many messages travelled in it?"),
-        Mistake(
-            _all_send_first,
-            "Every rank sends before it receives, so nobody is ready to take a ball. One rank opens the game; the "
-            "others wait for the ball before they send.",
-        ),
-        Mistake(
-            _own_ball_each,
-            "What a rank catches must be what it hands on: receive into `ball` itself, not into another tensor.",
-        ),
-        Mistake(
-            _always_with_rank_0,
-            "Here the ball comes back to rank 0 after every throw. Hand it to the next neighbour, (rank + 1) % N.",
-        ),
-    ],
+    mistakes=[_time_of_a_lap, _time_of_everything, _all_send_first, _own_ball_each, _always_with_rank_0],
     hints=[
         "With two ranks this is the ping-pong of the lesson. Which rank opens, and what do the others do first?",
         "The neighbours are (comm.rank - 1) % comm.world_size and (comm.rank + 1) % comm.world_size.",
@@ -163,6 +151,7 @@ def _partner(comm):
 
 
 def _both_send(comm, mine):
+    """Both partners send first, and a send waits until it is received. Let one of the two receive first."""
     theirs = torch.empty_like(mine)
     comm.send(mine, dst=_partner(comm))
     comm.recv(theirs, src=_partner(comm))
@@ -170,6 +159,7 @@ def _both_send(comm, mine):
 
 
 def _both_receive(comm, mine):
+    """Both partners wait for a message that neither has sent. Let one of the two send first."""
     theirs = torch.empty_like(mine)
     comm.recv(theirs, src=_partner(comm))
     comm.send(mine, dst=_partner(comm))
@@ -177,6 +167,7 @@ def _both_receive(comm, mine):
 
 
 def _only_rank_0_differs(comm, mine):
+    """Two ranks can do it now; with four, ranks 2 and 3 are still alike. Even against odd tells any pair apart."""
     theirs, partner = torch.empty_like(mine), _partner(comm)
     if comm.rank == 0:
         comm.send(mine, dst=partner)
@@ -188,6 +179,7 @@ def _only_rank_0_differs(comm, mine):
 
 
 def _next_rank_as_partner(comm, mine):
+    """rank + 1 is the partner of even ranks only: for an odd rank it is rank - 1."""
     theirs, partner = torch.empty_like(mine), (comm.rank + 1) % comm.world_size
     if comm.rank % 2 == 0:
         comm.send(mine, dst=partner)
@@ -199,6 +191,8 @@ def _next_rank_as_partner(comm, mine):
 
 
 def _into_own_tensor(comm, mine):
+    """The odd rank receives over `mine` and then sends back what it was just given. Receive into a tensor of its own,
+    torch.empty_like(mine)."""
     if comm.rank % 2 == 0:
         comm.send(mine, dst=_partner(comm))
         comm.recv(mine, src=_partner(comm))
@@ -209,11 +203,13 @@ def _into_own_tensor(comm, mine):
 
 
 def _returns_mine(comm, mine):
+    """The messages travel well, but what comes back is `mine`: return what was received."""
     exchange.reference(comm, mine)
     return mine
 
 
 def _everybody_gets_everything(comm, mine):
+    """Each rank sends its tensor to everybody, although only its partner wants it."""
     everything = torch.empty(comm.world_size, len(mine))
     for rank in range(comm.world_size):
         if rank == comm.rank:
@@ -231,32 +227,13 @@ exchange = Exercise(
     cases=[(2, 3), (4, 5)],
     outcome=_exchanged,
     mistakes=[
-        Mistake(
-            _both_send,
-            "Both partners send first, and a send waits until it is received. Let one of the two receive first.",
-        ),
-        Mistake(
-            _both_receive,
-            "Both partners wait for a message that neither has sent. Let one of the two send first.",
-        ),
-        Mistake(
-            _only_rank_0_differs,
-            "Two ranks can do it now; with four, ranks 2 and 3 are still alike. Even against odd tells any pair apart.",
-        ),
-        Mistake(
-            _next_rank_as_partner,
-            "rank + 1 is the partner of even ranks only: for an odd rank it is rank - 1.",
-        ),
-        Mistake(
-            _into_own_tensor,
-            "The odd rank receives over `mine` and then sends back what it was just given. Receive into a tensor of "
-            "its own, torch.empty_like(mine).",
-        ),
-        Mistake(_returns_mine, "The messages travel well, but what comes back is `mine`: return what was received."),
-        Mistake(
-            _everybody_gets_everything,
-            "Each rank sends its tensor to everybody, although only its partner wants it.",
-        ),
+        _both_send,
+        _both_receive,
+        _only_rank_0_differs,
+        _next_rank_as_partner,
+        _into_own_tensor,
+        _returns_mine,
+        _everybody_gets_everything,
     ],
     hints=[
         "The partners must not be alike: whatever one does first, the other has to do the opposite.",
