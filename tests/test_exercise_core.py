@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from lessons_lib.exercises import Exercise, Outcome, all_exercises, by_rank, edit
+from lessons_lib.exercises import Exercise, Outcome, all_exercises, by_rank, edit, on_ranks
 from lessons_lib.exercises.compare import difference, show_value
 from lessons_lib.exercises.running import is_stub
 
@@ -274,6 +274,27 @@ def test_a_budget_that_is_exceeded_is_named():
 def test_slack_widens_the_budget_and_a_better_answer_is_correct():
     assert budgeted(slack=1.5).check(lambda n: [1] * (n + 1)).state == "correct"
     assert "messages: 1 (best known 2,000)" in budgeted().check(lambda n: [1]).message
+
+
+def hand_over(comm, fn, numel):
+    return fn(comm, torch.full((numel,), float(comm.rank)))
+
+
+def pass_to_all(comm, mine):
+    if comm.rank == 0:
+        for rank in range(1, comm.world_size):
+            comm.send(mine, dst=rank)
+    else:
+        comm.recv(mine, src=0)
+    return mine
+
+
+def test_an_answer_on_ranks_has_a_value_for_each_and_the_costs_of_the_ledgers():
+    costs = ["messages sent by a rank", "messages received by a rank", "bytes sent by all ranks"]
+    outcome = on_ranks(hand_over, pass_to_all, 6, world_size=3, costs=costs)
+    assert difference(by_rank([torch.zeros(6)] * 3), outcome.value) is None
+    assert outcome.cost == dict(zip(costs, [2, 1, 48], strict=True))
+    assert on_ranks(hand_over, pass_to_all, 6, world_size=3).cost["bytes received by a rank"] == 24
 
 
 def test_own_comparison_and_a_value_it_was_not_made_for():

@@ -15,9 +15,10 @@ from dataclasses import dataclass
 
 from lessons_lib.exercises.compare import Raised, difference, show_value
 from lessons_lib.exercises.mistakes import edit, read_mistakes
+from lessons_lib.exercises.ranks import by_rank, on_ranks
 from lessons_lib.exercises.running import Outcome, is_stub, run
 
-__all__ = ["Exercise", "Hint", "Outcome", "Verdict", "all_exercises", "by_rank", "edit"]
+__all__ = ["Exercise", "Hint", "Outcome", "Verdict", "all_exercises", "by_rank", "edit", "on_ranks"]
 
 _MARKS = {"not attempted": ("○", "#56B4E9"), "not yet": ("✗", "#D55E00"), "correct": ("✓", "#009E73")}
 
@@ -229,11 +230,6 @@ class Exercise:
             f"{name}: {_amount(got.cost[name])} (best known {_amount(best)})" for name, best in expected.cost.items()
         ]
         return f"{agrees}; in the last one, {', '.join(prices)}." if prices else f"{agrees}."
-
-
-def by_rank(results):
-    """Put the results of all ranks under the keys "rank 0", "rank 1", …, so that a difference names the rank."""
-    return {f"rank {rank}": result for rank, result in enumerate(results)}
 
 
 def all_exercises():

@@ -4,10 +4,11 @@ import time
 
 import torch
 
-from lessons_lib import Links, launch
-from lessons_lib.exercises.core import Exercise, Outcome, by_rank
+from lessons_lib import Links
+from lessons_lib.exercises.core import Exercise, Outcome, on_ranks
 
 LATENCY_S = 0.03  # emulated: long against anything a busy machine adds to it
+COSTS = ["messages sent by a rank", "messages received by a rank"]
 
 
 def around_the_table(comm, ball, laps):
@@ -37,10 +38,10 @@ def _play(comm, fn, laps):
 
 def _table(fn, world_size, laps):
     """What rank 0 holds and says. An emulated message is never faster than its latency, so times can be told apart."""
-    ranks = launch(_play, fn, laps, world_size=world_size, links=Links(latency_s=LATENCY_S), timeout_s=10)
-    ball, seconds = ranks[0]
+    ranks = on_ranks(_play, fn, laps, world_size=world_size, links=Links(latency_s=LATENCY_S), costs=COSTS)
+    ball, seconds = ranks.value["rank 0"]
     value = {"ball on rank 0": ball, "rank 0 returned": _in_words(seconds, world_size, laps)}
-    return Outcome(value, {"messages sent by a rank": max(ledger.messages_sent for ledger in ranks.ledgers)})
+    return Outcome(value, ranks.cost)
 
 
 def _in_words(seconds, world_size, laps):
@@ -142,8 +143,7 @@ def _swap(comm, fn, numel):
 
 
 def _exchanged(fn, world_size, numel):
-    ranks = launch(_swap, fn, numel, world_size=world_size, timeout_s=10)
-    return Outcome(by_rank(ranks), {"messages sent by a rank": max(ledger.messages_sent for ledger in ranks.ledgers)})
+    return on_ranks(_swap, fn, numel, world_size=world_size, costs=COSTS)
 
 
 def _partner(comm):

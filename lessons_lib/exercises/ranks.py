@@ -1,0 +1,35 @@
+"""Run an answer on ranks: what each returns, and what the ledgers of all say that it cost."""
+
+from lessons_lib.exercises.running import Outcome
+from lessons_lib.launch import launch
+
+COSTS = ("messages sent by a rank", "messages received by a rank", "bytes sent by a rank", "bytes received by a rank")
+
+
+def by_rank(results):
+    """Put the results of all ranks under the keys "rank 0", "rank 1", …, so that a difference names the rank."""
+    return {f"rank {rank}": result for rank, result in enumerate(results)}
+
+
+def on_ranks(fn, *args, world_size, costs=COSTS, timeout_s=10, **options):
+    """Run `fn(comm, *args)` on every rank, as the outcome of an exercise.
+
+    Args:
+        fn: a function of the exercise's module, which calls the answer; the answer is one of `args`.
+        world_size: how many ranks.
+        costs: names of what is counted: "messages" or "bytes", "sent" or "received", "by a rank" (the most that any
+            rank has) or "by all ranks" (their sum).
+        timeout_s, options: as in `launch`.
+
+    Returns:
+        An `Outcome`: what the ranks return, by rank, and the named costs.
+    """
+    ranks = launch(fn, *args, world_size=world_size, timeout_s=timeout_s, **options)
+    return Outcome(by_rank(ranks), {name: ledger_cost(name, ranks.ledgers) for name in costs})
+
+
+def ledger_cost(name, ledgers):
+    """What the ledgers of all ranks say to one of the names of `on_ranks`."""
+    unit, way, who = name.split(" ", 2)
+    amounts = [getattr(ledger, f"{unit}_{way}") for ledger in ledgers]
+    return {"by a rank": max, "by all ranks": sum}[who](amounts)
