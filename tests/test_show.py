@@ -1,8 +1,12 @@
 """Figures and controls: what they show, that they stay whole without a kernel, and what they say to bad input."""
 
+import base64
 import threading
+from html.parser import HTMLParser
 
 import ipywidgets
+import nbconvert
+import nbformat
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -81,12 +85,46 @@ PICTURES = {
 
 
 @pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
-def test_a_picture_displays_itself_as_a_png_with_a_short_description(make):
+def test_a_picture_displays_itself_as_an_image_with_a_short_alternative_text(make):
     picture = make()
-    data, metadata = picture._repr_mimebundle_()
-    assert data["image/png"].startswith(PNG) and len(data["image/png"]) < 200_000
+    data = picture._repr_mimebundle_()
+    assert set(data) == {"text/plain", "text/html"}
     assert data["text/plain"] == repr(picture) == f"<Picture: {picture.alt}>" and 10 < len(picture.alt) < 200
-    assert metadata["image/png"]["width"] == picture.size[0] and metadata["image/png"]["alt"] == picture.alt
+    image = image_in(data["text/html"])
+    assert image["alt"] == picture.alt and (int(image["width"]), int(image["height"])) == picture.size
+    kind, _, png = image["src"].partition(",")
+    assert kind == "data:image/png;base64" and len(png) < 270_000 and base64.b64decode(png).startswith(PNG)
+
+
+def test_alternative_text_may_hold_any_sign():
+    said = 'loss < 1 & "sharp"'
+    assert image_in(show.picture(show.figure()[0], said).html())["alt"] == said
+
+
+def test_a_page_made_by_nbconvert_says_what_a_picture_and_a_control_show():
+    picture = show.lines({"ring": [1, 2]}, "ranks", "time (ms)")
+    shown = [picture, show.control(slider_picture, step=(0.0, 1.0, 0.1, 0.5))]
+    view = nbformat.v4.new_notebook(
+        cells=[
+            nbformat.v4.new_code_cell(outputs=[nbformat.v4.new_output("execute_result", each._repr_mimebundle_())])
+            for each in shown
+        ]
+    )
+    page, _ = nbconvert.HTMLExporter().from_notebook_node(view)
+    assert [image["alt"] for image in images_in(page)] == [picture.alt, "loss against step: SGD"]
+
+
+def image_in(text):
+    (image,) = images_in(text)
+    return image
+
+
+def images_in(text):
+    """The attributes of each image on an HTML page."""
+    found, parser = [], HTMLParser()
+    parser.handle_starttag = lambda tag, attributes: found.append(dict(attributes)) if tag == "img" else None
+    parser.feed(text)
+    return found
 
 
 @pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
@@ -220,16 +258,16 @@ def slider_picture(step, kind="SGD"):
 
 def test_a_control_redraws_and_is_whole_without_a_kernel():
     control = show.control(slider_picture, step=(0.0, 1.0, 0.1, 0.5), kind=["SGD", "Adam"])
-    data, metadata = control._repr_mimebundle_()
-    assert {"text/plain", "image/png", VIEW} == set(data) and data["image/png"] == control.image.value
-    assert control.values == {"step": 0.5, "kind": "SGD"} and metadata["image/png"]["width"] == 700
+    data = control._repr_mimebundle_()
+    assert {"text/plain", "text/html", VIEW} == set(data) and data["text/html"] == control.image.value
+    assert control.values == {"step": 0.5, "kind": "SGD"} and image_in(control.image.value)["width"] == "700"
     before = control.image.value
     control.widgets["step"].value = 0.2
-    after = bytes(control.image.value)
-    assert before != after and after.startswith(PNG)
+    after = control.image.value
+    assert before != after and image_in(after)["alt"] == control.picture.alt == "loss against step: SGD"
     control.widgets["kind"].value = "Adam"
-    assert control.image.value != after
-    assert control._repr_mimebundle_()[0]["image/png"] == before  # the page keeps the first picture
+    assert control.image.value != after and image_in(control.image.value)["alt"] == "loss against step: Adam"
+    assert control._repr_mimebundle_()["text/html"] == before  # the page keeps the first picture
     assert not any(isinstance(child, ipywidgets.Output) for child in control.box.children)
 
 
@@ -280,11 +318,11 @@ def test_a_slider_follows_the_hand_only_where_asked():
 def test_a_player_steps_through_the_rounds():
     player = show.player(ring(3))
     assert player.still.alt.startswith("ring on 3 ranks") and "start of 4 rounds" in player.picture.alt
-    pictures = {bytes(player.image.value)}
+    pictures = {player.image.value}
     for number, op in ((1, "add"), (4, "copy")):
         player.widgets["round"].value = number
         assert f"round {number} of 4: {op}" in player.picture.alt and player.message.value == ""
-        pictures.add(bytes(player.image.value))
+        pictures.add(player.image.value)
     assert len(pictures) == 3
     assert "1 rank" in show.player(ring(1)).picture.alt
     many = show.player(ring(9))

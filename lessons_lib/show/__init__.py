@@ -5,10 +5,11 @@ from .labels import draw_guess, mark
 from .landscape import contours
 from .ledger import ledger
 from .lines import history, lines
+from .picture import picture
 from .player import player
 from .schedule import schedule
 from .sequences import lookup, unrolled, weights
-from .style import COLOURS, colour, figure, picture, rank_colour
+from .style import COLOURS, colour, figure, rank_colour
 from .timeline import timeline
 
 __all__ = [

@@ -1,7 +1,7 @@
 """Sliders and menus that re-draw a picture, and leave a still picture on a page that runs nothing.
 
-The picture is a PNG in a `widgets.Image`: no `Output` widget and no pyplot, so it works beside a running
-cell too.
+The picture is an image in a `widgets.HTML`, which has an alternative text as a `widgets.Image` has not. There is no
+`Output` widget and no pyplot, so it works beside a running cell too.
 """
 
 import html
@@ -10,7 +10,7 @@ import time
 import ipywidgets as widgets
 from matplotlib.figure import Figure
 
-from .style import Picture
+from .picture import Picture
 
 _LIVE_S = 0.3  # a picture that is drawn faster follows the slider while it moves
 
@@ -20,7 +20,7 @@ class Control:
 
     Attributes:
         widgets: {name: widget}.
-        image: the `widgets.Image`.
+        image: the `widgets.HTML` with the picture.
         message: the `widgets.HTML` that shows an error of `draw`.
         picture: the `Picture` that is shown now.
         still: the `Picture` for pages without a kernel; by default the first.
@@ -32,7 +32,7 @@ class Control:
         self.picture = self._drawn()
         cheap = time.perf_counter() - started_s < _LIVE_S if continuous is None else continuous
         self.still = still or self.picture
-        self.image = widgets.Image(format="png", layout=widgets.Layout(max_width="100%", object_fit="contain"))
+        self.image = widgets.HTML(layout=widgets.Layout(width="100%"))
         self.message = widgets.HTML()
         for widget in inputs.values():
             if widget.has_trait("continuous_update"):
@@ -53,8 +53,7 @@ class Control:
         return drawn if isinstance(drawn, Picture) else Picture(drawn)
 
     def _show(self):
-        self.image.value = self.picture.png()
-        self.image.layout.width = f"{self.picture.size[0]}px"
+        self.image.value = self.picture.html()
 
     def _redraw(self, change):
         try:
@@ -68,10 +67,9 @@ class Control:
             self.message.value = f'<pre role="alert" style="{style}">{html.escape(text)}</pre>'
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        data, metadata = self.still._repr_mimebundle_()
         box = self.box._repr_mimebundle_() or {}
         view = "application/vnd.jupyter.widget-view+json"
-        return data | {mime: value for mime, value in box.items() if mime == view}, metadata
+        return self.still._repr_mimebundle_() | {mime: value for mime, value in box.items() if mime == view}
 
 
 def control(draw, *, continuous=None, **specs):

@@ -5,7 +5,8 @@ from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.lines import Line2D
 
 from .labels import key
-from .style import INK, LINE_STYLES, MARKERS, assign_colours, figure, picture
+from .picture import picture
+from .style import INK, LINE_STYLES, MARKERS, assign_colours, figure
 
 _HEIGHTS = LinearSegmentedColormap.from_list("heights", ["#FFFFFF", "#C9CFD6"])  # pale
 

@@ -3,7 +3,8 @@
 from collections.abc import Mapping
 
 from .labels import draw_guess, mark
-from .style import BYTE_UNITS, HALO, INK, assign_colours, figure, headline, picture, rank_colour, si
+from .picture import picture
+from .style import BYTE_UNITS, HALO, INK, assign_colours, figure, headline, rank_colour, si
 
 _COLUMNS = 3
 _NUMBERED_BARS = 8  # up to so many bars in a panel carry their number

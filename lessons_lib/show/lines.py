@@ -5,7 +5,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from .labels import draw_guess, edge_labels, mark
-from .style import LINE_STYLES, MARKERS, assign_colours, figure, log_axis, picture
+from .picture import picture
+from .style import LINE_STYLES, MARKERS, assign_colours, figure, log_axis
 
 _MARKED_POINTS = 30  # a curve of at most so many points shows each of them
 

@@ -8,9 +8,10 @@ from matplotlib.patches import FancyBboxPatch
 
 from .control import Control
 from .labels import arrow, key
+from .picture import picture
 from .schedule import DASHES, MAX_STRIPED, caption, draw_cells, draw_grid, legend, plural, states
 from .schedule import schedule as still_picture
-from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
+from .style import COLOURS, INK, figure, headline, rank_colour, text_colour
 
 _NUMBERED_ARROWS = 16  # up to so many arrows in a round carry the number of their chunk
 _CAPTION = (

@@ -12,7 +12,8 @@ from ..schedules.promise import initial_shares
 from ..schedules.replay import replay
 from ..schedules.schedule import check_is_schedule
 from .labels import arrow
-from .style import COLOURS, INK, figure, headline, picture, rank_colour, text_colour
+from .picture import picture
+from .style import COLOURS, INK, figure, headline, rank_colour, text_colour
 
 MAX_STRIPED = 8  # up to so many ranks, a cell shows whose contributions it holds; beyond, how many
 MAX_RANKS = 64

@@ -4,7 +4,8 @@ import numpy as np
 from matplotlib.patches import FancyBboxPatch
 
 from .labels import arrow
-from .style import COLOURS, GREY, INK, figure, picture
+from .picture import picture
+from .style import COLOURS, GREY, INK, figure
 
 _HALF_BOX = 0.34  # of a cell, where neighbours are 1.8 apart
 _HEAD = {"mutation_scale": 12}  # of an arrow

@@ -1,11 +1,10 @@
-"""The one look of every figure: the palette, styled axes, and `Picture`, which displays itself.
+"""The one look of every figure: the palette and styled axes.
 
 Colours are Okabe and Ito's, which survive the common kinds of colour blindness; what must survive grey print
 too also differs in hatch, marker or line style. Figures are plain `matplotlib.figure.Figure` objects: there
 is no pyplot state, so a callback may draw beside a running cell.
 """
 
-import io
 import itertools
 import math
 import re
@@ -17,7 +16,6 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
-from PIL import Image
 
 INK, GREY = "#222222", "#767676"
 _BLUE, _ORANGE, _GREEN, _VERMILION = "#0072B2", "#E69F00", "#009E73", "#D55E00"
@@ -32,8 +30,7 @@ COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _OTHERS
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX*"
 HALO = patheffects.withStroke(linewidth=3, foreground="white")  # keeps text readable on a line
-_PIXEL_RATIO = 2  # of the PNG to its size on the page: sharp on a high-density screen
-_PAGE_DPI = 100  # a 10-point letter is 14 page pixels high
+PAGE_DPI = 100  # a 10-point letter is 14 page pixels high
 
 
 def rank_colour(rank):
@@ -103,7 +100,7 @@ def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
     for argument, value in (("width", width), ("height", height), ("columns", columns), ("rows", rows)):
         if not value > 0:
             raise ValueError(f"{argument} must be greater than 0, got {value!r}")
-    fig = Figure(figsize=(width, height), dpi=_PAGE_DPI, layout="constrained", facecolor="white")
+    fig = Figure(figsize=(width, height), dpi=PAGE_DPI, layout="constrained", facecolor="white")
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     axes = fig.subplots(rows, columns, subplot_kw={"axes_class": LessonAxes}, **subplots)
     for ax in fig.axes:
@@ -118,53 +115,6 @@ def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
 def headline(fig, title):
     """A title over all panels."""
     fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
-
-
-class Picture:
-    """A finished matplotlib Figure that displays itself as a PNG.
-
-    alt: what it shows, in a line (default: the titles in it); also the plain-text form, so it holds nothing that
-    differs from machine to machine.
-    """
-
-    def __init__(self, figure, alt=""):
-        if not isinstance(figure, Figure):
-            raise TypeError(f"figure must be a matplotlib.figure.Figure, got {type(figure).__name__}")
-        titles = [" ".join(ax.get_title(loc).split()) for ax in figure.axes for loc in ("left", "center")]
-        self.figure, self.alt = figure, alt or "; ".join(filter(None, titles)) or "figure"
-
-    def png(self):
-        """The picture as PNG bytes, `_PIXEL_RATIO` pixels to a page pixel."""
-        raw, out = io.BytesIO(), io.BytesIO()
-        self.figure.savefig(raw, dpi=_PIXEL_RATIO * _PAGE_DPI, pil_kwargs={"compress_level": 0})
-        image = Image.open(raw).convert("RGB")
-        # A quarter of the bytes of full colour (lessons carry their pictures); the background stays exact.
-        indexed = image.quantize(255, method=Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
-        colours, back = indexed.getpalette(), 3 * indexed.getpixel((0, 0))
-        colours[back : back + 3] = image.getpixel((0, 0))
-        indexed.putpalette(colours)
-        indexed.save(out, "png")
-        return out.getvalue()
-
-    def save(self, path):
-        """Write the picture to `path`; the ending gives the format (.png, .svg, .pdf)."""
-        self.figure.savefig(path, dpi=_PIXEL_RATIO * _PAGE_DPI)
-
-    @property
-    def size(self):
-        """(width, height) on the page in pixels."""
-        return tuple(round(inches * _PAGE_DPI) for inches in self.figure.get_size_inches())
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        width, height = self.size
-        metadata = {"image/png": {"width": width, "height": height, "alt": self.alt}}
-        return {"text/plain": repr(self), "image/png": self.png()}, metadata
-
-    def __repr__(self):
-        return f"<Picture: {self.alt}>"
-
-
-picture = Picture  # how lessons spell it: `show.picture(fig)`
 
 
 def si(value, units):

@@ -7,7 +7,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.patches import Patch, Rectangle
 
 from .labels import arrow, draw_guess, key
-from .style import COLOURS, HALO, INK, TIME_UNITS, figure, picture, si
+from .picture import picture
+from .style import COLOURS, HALO, INK, TIME_UNITS, figure, si
 
 _HATCHES = {"compute": "", "send": "", "recv": "////", "add": "xxxx", "copy": "....", "wait": "\\\\\\\\"}  # by kind
 _MAX_LANES = 64
