@@ -1,6 +1,7 @@
 """Figures and controls: what they show, that they stay whole without a kernel, and what they say to bad input."""
 
 import base64
+import re
 import threading
 from html.parser import HTMLParser
 
@@ -10,6 +11,7 @@ import nbformat
 import numpy as np
 import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
@@ -281,6 +283,21 @@ def test_an_error_while_drawing_is_shown_and_goes_away():
     assert control.message.value == ""
     with pytest.raises(OverflowError):
         show.control(slider_picture, step=(0.0, 1.0, 0.1, 1.0))
+
+
+def test_an_error_can_be_read_on_every_theme():
+    control = show.control(slider_picture, step=(0.0, 1.0, 0.1, 0.5))
+    control.widgets["step"].value = 1.0
+    style = dict(re.findall(r"\b(color|background):(#\w{6})", control.message.value))
+    assert contrast(style["color"], style["background"]) >= 4.5  # its own background lies over that of the theme
+
+
+def contrast(one, other):
+    """Contrast of two colours as WCAG 2 defines it: 1 to 21."""
+    channels = np.array([to_rgb(one), to_rgb(other)])
+    linear = np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4)
+    dark, light = sorted(linear @ (0.2126, 0.7152, 0.0722))
+    return (light + 0.05) / (dark + 0.05)
 
 
 def test_inputs_follow_their_specs():

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from .picture import Picture
 
+_ALARM = ("#B00020", "#FDECEA")  # its own background, since a dark theme makes dark red on its own hard to read
 _LIVE_S = 0.3  # a picture that is drawn faster follows the slider while it moves
 
 
@@ -63,7 +64,7 @@ class Control:
         except Exception as error:
             values = ", ".join(f"{name}={value!r}" for name, value in self.values.items())
             text = f"{type(error).__name__}: {error}\nwith {values}. Above: the picture before."
-            style = "color:#B00020;white-space:pre-wrap"
+            style = f"color:{_ALARM[0]};background:{_ALARM[1]};white-space:pre-wrap;padding:0.5em 0.8em"
             self.message.value = f'<pre role="alert" style="{style}">{html.escape(text)}</pre>'
 
     def _repr_mimebundle_(self, include=None, exclude=None):
