@@ -24,6 +24,10 @@ MACHINE = re.compile(FOLDERS + r"|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
 MAX_BYTES = 1.2e9
 
 FOLDED = {"outputs_hidden": True}
+ON_TRIAL = re.compile(r"### (?:Claims? (\d+(?:(?:, | and )\d+)*)|Beside the claims): .+")
+VERDICTS = ["right", "half right", "misleading", "outdated", "wrong", "open"]
+VERDICT = re.compile(rf"\*Verdict(?: on (\d+))?:\* \*\*({'|'.join(VERDICTS)})\.\*\* \S")
+ARTICLES = "00-start-here.ipynb#The-five-articles"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 in_one_form = pytest.mark.parametrize(
@@ -50,7 +54,12 @@ def text_of(output):
     return re.sub(r"(?<=base64,)[\w+/=]+", "", text)
 
 
-def verdicts(notebook):
+def prose(path):
+    """All markdown cells of a notebook as one text."""
+    return "\n\n".join(cell.source for cell in read(path).cells if cell.cell_type == "markdown")
+
+
+def shown_by_checks(notebook):
     """What each cell with a check shows, as plain text."""
     cells = [cell for cell in code_cells(notebook) if ".check(" in cell.source]
     return ["".join(o.get("data", {}).get("text/plain", "") for o in cell.outputs) for cell in cells]
@@ -137,8 +146,7 @@ def test_most_outputs_are_compared(path):
 
 @every_notebook
 def test_prose_is_short_and_says_what_to_expect(path):
-    prose = [cell.source for cell in read(path).cells if cell.cell_type == "markdown"]
-    assert sum(len(source.split()) for source in prose) <= 2500
+    assert len(prose(path).split()) <= 2700
     first = read(path).cells[0].source
     assert read(path).cells[0].cell_type == "markdown" and first.startswith("# ")
     assert "?" in first and "minutes" in first, "the first cell has the title, the question and the minutes"
@@ -153,8 +161,47 @@ def test_exercises_are_stubs_each_with_its_check(path):
         name = re.search(r"^(?:def|class) (\w+)", cells[i].source, re.MULTILINE).group(1)
         assert ".check(" not in cells[i].source
         assert re.search(r"exercise\.(\w+)\.check\(\1\)", cells[i + 1].source).group(1) == name
-    said = verdicts(read(path))
+    said = shown_by_checks(read(path))
     assert len(said) == len(stubs) and all(": not attempted." in text for text in said)
+
+
+def verdicts(path):
+    """Pairs (number of the claim, verdict) of all that a lesson puts on trial; the number is "" beside the claims."""
+    found = []
+    for section in re.split(r"^(?=#+ )", prose(path), flags=re.MULTILINE):
+        head = ON_TRIAL.fullmatch(section.partition("\n")[0])
+        numbers = re.findall(r"\d+", head[1] or "") if head else []
+        pairs = VERDICT.findall(section)
+        said = [number for number, _ in pairs]
+        assert said == (numbers if len(numbers) > 1 else [""] * bool(head)), section
+        assert section.count("*Verdict") + section.count("**Verdict") == len(pairs), section
+        found += [("".join(numbers) if len(pairs) == 1 else number, verdict) for number, verdict in pairs]
+    return found
+
+
+@in_one_form
+def test_a_lesson_says_what_claims_are_and_names_an_article_by_its_title_first(path):
+    titles = dict(re.findall(r"^- \*\*(S\d)\*\*, \*(.+)\*$", prose(NOTEBOOKS[0]), re.MULTILINE))
+    assert list(titles) == ["S0", "S1", "S2", "S3", "S4"]
+    text = prose(path)
+    explained = text.find("A *claim* is a statement of one of ")
+    assert not (named := re.search(r"\b[Cc]laims? \d", text)) or 0 <= explained < named.start()
+    if path != NOTEBOOKS[0]:
+        assert explained < 0 or text.count(f"[the five articles]({ARTICLES})", explained) == 1
+        for name, title in titles.items():
+            first = re.search(rf"\[{name},|\b{name} §|Source {name}\b", text)
+            assert not first or text.startswith(f"[{name}, *{title}*]({ARTICLES})", first.start())
+
+
+def test_every_claim_that_a_lesson_names_has_one_verdict():
+    lessons = [path for path in NOTEBOOKS if path.stem != "06-sequences"]
+    given = [number for path in lessons for number, _ in verdicts(path) if number]
+    assert len(set(given)) == len(given) > 40
+    assert set(re.findall(r"\b[Cc]laims? (\d+)", "".join(map(prose, lessons)))) <= set(given)
+
+
+def test_lesson_00_defines_the_verdicts():
+    assert re.findall(r"^- \*\*([a-z ]+)\*\*: ", prose(NOTEBOOKS[0]), re.MULTILINE) == VERDICTS
 
 
 @every_notebook
@@ -164,7 +211,7 @@ def test_solved(path, record_property):
     names = fill(notebook)
     measured = execute(notebook, path.parent)
     record_property("took", f"{path.stem}, solved: {measured}")
-    said = verdicts(notebook)
+    said = shown_by_checks(notebook)
     assert len(said) == len(names) and all(": correct." in text for text in said), said
     if sys.platform == "linux":
         assert measured.peak_bytes <= MAX_BYTES
