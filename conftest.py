@@ -12,6 +12,7 @@ def pytest_addoption(parser):
     group.addoption("--require-browser", action="store_true", help="fail, do not skip, where there is no Chromium")
     group.addoption("--locked", action="store_true", help="fail, do not skip, beside other versions than the lock's")
     group.addoption("--two-machines", action="store_true", help="fail, do not skip, without network namespaces")
+    group.addoption("--all-mutants", action="store_true", help="check all mutants of the references (many minutes)")
     group.addoption("--fresh-environment", action="store_true", help="install binder/ into a new environment (minutes)")
 
 
