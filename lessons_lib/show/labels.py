@@ -94,7 +94,18 @@ def edge_labels(ax, edge="right"):
 
 
 def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
-    """Draw a labelled line across `ax`, upright at `value` of the axis "x" or level at `value` of the axis "y"."""
+    """Draw a labelled line across axes.
+
+    Args:
+        ax: the axes.
+        value: where the line crosses `axis`, in its units.
+        label: the name of the line, written at its end; "" writes none.
+        axis: "x" for an upright line, "y" for a level one.
+        colour, linestyle: the look of the line, as matplotlib names it.
+
+    Raises:
+        ValueError: `axis` is something else.
+    """
     if axis not in ("x", "y"):
         raise ValueError(f'axis={axis!r}: "x" or "y" is needed')
     look = {"color": colour, "linestyle": linestyle, "linewidth": 1.4, "zorder": 1.8}
@@ -120,7 +131,18 @@ def key(ax, entries):
 
 
 def draw_guess(ax, guess, axis="y", unit="", named=True):
-    """Draw the learner's guess as a dashed, labelled line. None or `...` (not guessed yet) draws nothing."""
+    """Draw the learner's guess as a dashed, labelled line across axes.
+
+    Args:
+        ax: the axes.
+        guess: the number; None or `...`, for what is not guessed yet, draws nothing.
+        axis: "x" for an upright line, "y" for a level one.
+        unit: the unit of the guess, which is written behind it.
+        named: whether the line is labelled.
+
+    Raises:
+        TypeError: `guess` is no finite number.
+    """
     if guess is None or guess is ...:
         return
     if isinstance(guess, bool) or not isinstance(guess, numbers.Real) or not np.isfinite(guess):

@@ -57,7 +57,7 @@ def contours(f, paths, xlim, ylim, title="", *, xlabel="$w_0$", ylabel="$w_1$", 
 def _path(name, points):
     points = np.asarray([np.asarray(point, dtype=float) for point in points])
     if points.ndim != 2 or points.shape[1] != 2:
-        raise ValueError(f"path {name!r} must have the shape (N, 2), N ≥ 1, got {points.shape}")
+        raise ValueError(f"paths[{name!r}] of shape {points.shape}: (N, 2) with N ≥ 1 is needed")
     finite = np.isfinite(points).all(axis=1)
     return points if finite.all() else points[: max(1, np.argmin(finite))]
 

@@ -27,18 +27,27 @@ def lines(
     ax=None,
     **limits,
 ):
-    """Curves, each named at its end; a `Picture`.
+    """Draw curves, each named at its end; a `Picture`.
 
-    series: {name: y} or {name: (x, y)}, one-dimensional lists, arrays or tensors. Without x: 0, 1, 2, …
-    Values that are not finite are left out.
-    xlabel, ylabel: what the axes show, with the unit: "step", "time (ms)".
-    guess: the learner's number, a dashed line at that x or y (`guess_axis`); None or `...` draws none.
-    marks, levels: {label: x} and {label: y}, labelled upright and level lines: theory beside a measurement.
-    colours: {name: colour, or the name of a thing in `COLOURS`}. ax: draw here, not in a figure of its own.
-    limits: xlim, ylim: (low, high). Raises ValueError or TypeError for series that are empty or don't fit.
+    Args:
+        series: {name: y} or {name: (x, y)}, where x and y are one-dimensional lists, arrays or tensors. Without x they
+            stand at 0, 1, 2, … Values that are not finite are left out.
+        xlabel, ylabel: what the axes show, with the unit: "step", "time (ms)".
+        title: the title of the figure.
+        logx, logy: whether an axis is logarithmic.
+        guess: the learner's number, drawn as a dashed line; None or `...` draws none.
+        guess_axis: "x" or "y", the axis on which the guess lies.
+        marks: {label: x}, drawn as upright lines, such as a theory beside a measurement.
+        levels: {label: y}, drawn as level lines.
+        colours: {name: a colour, or the name of a thing in `COLOURS`}.
+        ax: axes to draw in, instead of a new figure.
+        limits: xlim=(low, high) and ylim=(low, high), which a slider's picture needs so that its axes stay still.
+
+    Raises:
+        TypeError, ValueError: `series` is empty or holds what is no curve, or another argument does not fit.
     """
     if not isinstance(series, Mapping) or not series:
-        raise TypeError(f"series must be a dict {{name: values}} that is not empty, got {series!r}")
+        raise TypeError(f"series={series!r}: a dict {{name: values}} that is not empty is needed")
     series = {name: _points(name, values) for name, values in series.items()}
     ax = ax or figure()[1]
     _draw_curves(ax, series, assign_colours(series, colours), logx, logy)
@@ -72,17 +81,24 @@ def _points(name, values):
         y = np.asarray(y, dtype=float)
         x = np.arange(len(y)) if x is None else np.asarray(x, dtype=float)
     except (TypeError, ValueError) as error:
-        raise TypeError(f"series {name!r} must be numbers y or a pair (x, y) of numbers: {error}") from None
+        raise TypeError(f"series[{name!r}]: numbers y or a pair (x, y) of numbers is needed ({error})") from None
     if y.ndim != 1 or x.shape != y.shape or not len(y):
-        raise ValueError(f"series {name!r} needs x and y of one shape (N,), N ≥ 1, got {x.shape} and {y.shape}")
+        raise ValueError(
+            f"series[{name!r}] of shapes {x.shape} and {y.shape}: x and y of shape (N,), N ≥ 1, are needed"
+        )
     return x, np.where(np.isfinite(y), y, np.nan)
 
 
 def history(histories, title="", *, smooth=1):
-    """Loss curves of training runs, and beside them the accuracy by epoch when a run has one; a `Picture`.
+    """Draw loss curves of training runs, and beside them the accuracy by epoch where a run has one; a `Picture`.
 
-    histories: {name: `train.History` or list of losses, one a step}.
-    smooth: mean over so many steps (≥ 1) is drawn in place of the single losses.
+    Args:
+        histories: {name: a `train.History`, or a list with one loss per step}.
+        title: the title of the figure.
+        smooth: over how many steps, at least 1, the mean is drawn in place of the single losses.
+
+    Raises:
+        TypeError, ValueError: a run has no losses.
     """
     losses = {name: _mean(getattr(run, "losses", run), smooth) for name, run in histories.items()}
     accuracies = {name: run.accuracies for name, run in histories.items() if getattr(run, "accuracies", None)}

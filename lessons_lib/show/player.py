@@ -23,12 +23,21 @@ _SPREAD = (2.95, 2.0)  # of the circle
 
 
 def player(schedule, title=""):
-    """A `Control` that plays a schedule: a button and a slider over its rounds.
+    """Make a control that plays a schedule: a button and a slider over its rounds.
 
-    Up to 8 ranks stand on a circle; in each, a column is a chunk, and a layer of it the contribution of the rank of
-    that colour. More ranks, up to 64, are a grid of ranks and chunks. A page without a kernel shows the rounds at once.
+    Up to 8 ranks stand on a circle; in each, a column is a chunk, and a layer of it is the contribution of the rank of
+    that colour. More ranks are drawn as a grid of ranks and chunks. A page without a kernel shows the rounds at once.
 
-    Raises TypeError or ValueError for what is no schedule, and for more than 64 ranks or chunks.
+    Args:
+        schedule: a `Schedule` of at most 64 ranks and 64 chunks.
+        title: the title of the figure; by default the name of the schedule and the number of ranks.
+
+    Returns:
+        A `Control`.
+
+    Raises:
+        TypeError: `schedule` is something else.
+        ValueError: there are more ranks or chunks.
     """
     after, last = states(schedule), len(schedule.rounds)
     draw = _circle if max(schedule.world_size, schedule.num_chunks) <= MAX_STRIPED else _grid
@@ -82,7 +91,7 @@ def _line(op):
 
 
 def _frame(ax, rank, place):
-    """The named box of a rank."""
+    """Draw the box of a rank, with its name."""
     (width, height), colour = _BOX, rank_colour(rank)
     x, y = place[0] - width / 2, place[1] - height / 2
     look = {"facecolor": "white", "edgecolor": colour, "linewidth": 2, "zorder": 1.5}
@@ -93,7 +102,7 @@ def _frame(ax, rank, place):
 
 
 def _draw_chunks(ax, places, held, changed):
-    """In the box of each rank a column a chunk, filled layer by layer; what this round has changed is framed."""
+    """Draw a column per chunk into the box of each rank, filled layer by layer; what the round changed is framed."""
     cells, step = {}, _BOX[0] / len(held[0])
     for rank, (x, y) in enumerate(places):
         left, low = x - _BOX[0] / 2, y - _BOX[1] / 2
@@ -104,7 +113,7 @@ def _draw_chunks(ax, places, held, changed):
 
 
 def _arrow(ax, start, end, start_box, end_box, op, label, both_ways):
-    """An arrow that bends towards the middle of the circle, past the ranks between; of a pair, each to its own side."""
+    """Draw an arrow that bends towards the middle, past the ranks between; the two of a pair bend apart."""
     turn = start[0] * end[1] - start[1] * end[0]
     bend = 0.12 if both_ways or abs(turn) < 1e-9 else -0.2 if turn > 0 else 0.2
     look = _line(op) | {"linewidth": 2 if label else 1, "mutation_scale": 16 if label else 9, "zorder": 1.2}

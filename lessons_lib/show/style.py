@@ -1,8 +1,8 @@
 """The one look of every figure: the palette and styled axes.
 
-Colours are Okabe and Ito's, which survive the common kinds of colour blindness; what must survive grey print
-too also differs in hatch, marker or line style. Figures are plain `matplotlib.figure.Figure` objects: there
-is no pyplot state, so a callback may draw beside a running cell.
+The colours are those of Okabe and Ito, which people with the common kinds of colour blindness can tell apart. What must
+survive grey print too also differs in hatch, marker or line style. Figures are plain `matplotlib.figure.Figure`
+objects: there is no pyplot state, so a callback may draw beside a running cell.
 """
 
 import itertools
@@ -34,30 +34,50 @@ PAGE_DPI = 100  # a 10-point letter is 14 page pixels high
 
 
 def rank_colour(rank):
-    """The colour of rank `rank`, the same in every lesson; from rank 8 on the colours come round again."""
+    """Return the colour of a rank, which is the same in every lesson.
+
+    Args:
+        rank: the number of the rank; from rank 8 on the colours come round again.
+
+    Raises:
+        ValueError: `rank` is no integer from 0 up.
+    """
     if isinstance(rank, bool) or not isinstance(rank, int) or rank < 0:
-        raise ValueError(f"rank must be an integer from 0 up, got {rank!r}")
+        raise ValueError(f"rank={rank!r}: an integer from 0 up is needed")
     return RANK_COLOURS[rank % len(RANK_COLOURS)]
 
 
 def colour(name):
-    """The colour of a thing: a key of `COLOURS` (case, spaces and hyphens are free) or "rank 3".
+    """Return the colour of a thing, which is the same in every lesson.
 
-    Raises ValueError for a name that has no colour of its own.
+    Args:
+        name: a key of `COLOURS`, where case does not matter and a space or a hyphen may stand for "_", or "rank 3".
+
+    Raises:
+        ValueError: `name` has no colour of its own.
     """
     if found := find_colour(name):
         return found
-    raise ValueError(f"no colour for {name!r}; names are {', '.join(COLOURS)}, 'rank 0', 'rank 1', …")
+    raise ValueError(f"name={name!r}: one of {', '.join(COLOURS)}, 'rank 0', 'rank 1', … is needed")
 
 
 def find_colour(name):
+    """Return the colour of the thing `name` as `colour` does, or None where it has none of its own."""
     key = re.sub(r"[\s-]+", "_", str(name).strip().lower())
     rank = re.fullmatch(r"rank_(\d+)", key)
     return rank_colour(int(rank[1])) if rank else COLOURS.get(key)
 
 
 def assign_colours(names, colours=None):
-    """{name: colour}: the wish in `colours` (a colour or known thing), else its own, else a free one."""
+    """Choose a colour for each name, so that known things have their own and no two others share one.
+
+    Args:
+        names: the things to colour.
+        colours: {name: a colour, or the name of a thing in `COLOURS`}, for names that shall have another colour.
+
+    Returns:
+        {name: colour}. A name without a wish and without a colour of its own gets a free one.
+    """
     colours = colours or {}
     chosen = {name: find_colour(colours.get(name, name)) or colours.get(name) for name in names}
     free = [each for each in RANK_COLOURS if each not in chosen.values()] or RANK_COLOURS
@@ -66,7 +86,7 @@ def assign_colours(names, colours=None):
 
 
 def text_colour(of):
-    """`of`, darkened until text in it is readable on white (contrast 4.5 : 1 or more)."""
+    """Darken the colour `of` until text in it can be read on white, at a contrast of 4.5 : 1 or more."""
     rgb = np.array(to_rgb(of))
     while 1.05 / (rgb**2.2 @ (0.2126, 0.7152, 0.0722) + 0.05) < 4.5:  # the sum: relative luminance
         rgb *= 0.93
@@ -74,7 +94,7 @@ def text_colour(of):
 
 
 class LessonAxes(Axes):
-    """Axes with a title that starts at the left and wraps instead of running out of the picture."""
+    """Axes whose title starts at the left and wraps, so that it does not run out of the picture."""
 
     title_pad = 8
 
@@ -86,20 +106,28 @@ class LessonAxes(Axes):
         return super().set_title(wrapped, fontdict, loc, **options)
 
     def make_room(self, points):
-        """Raise the title, to leave so much room between it and the axes."""
+        """Raise the title until there are `points` between it and the axes."""
         self.title_pad = max(points, self.title_pad)
         self.set_title(self.get_title(loc="left"))
 
 
 def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
-    """A styled figure: `(fig, ax)`, or `(fig, axes)` with `axes` an array when there are several.
+    """Make a figure with the look of the lessons, to draw in and to show with `show.picture(fig)`.
 
-    width, height: inches on the page, at 100 pixels an inch. `subplots` goes to `Figure.subplots`
-    (sharey=True). Show it with `show.picture(fig)`. Raises ValueError for sizes that are not positive.
+    Args:
+        width, height: inches on the page, which has 100 pixels per inch.
+        columns, rows: how many axes stand side by side and above each other.
+        subplots: options of `matplotlib.figure.Figure.subplots`, such as sharey=True.
+
+    Returns:
+        (fig, ax), or (fig, axes) with an array of axes where there are several.
+
+    Raises:
+        ValueError: a size is not greater than 0.
     """
     for argument, value in (("width", width), ("height", height), ("columns", columns), ("rows", rows)):
         if not value > 0:
-            raise ValueError(f"{argument} must be greater than 0, got {value!r}")
+            raise ValueError(f"{argument}={value!r}: a number greater than 0 is needed")
     fig = Figure(figsize=(width, height), dpi=PAGE_DPI, layout="constrained", facecolor="white")
     fig.get_layout_engine().set(w_pad=0.06, h_pad=0.06)
     axes = fig.subplots(rows, columns, subplot_kw={"axes_class": LessonAxes}, **subplots)
@@ -113,12 +141,20 @@ def figure(width=7.0, height=3.2, columns=1, rows=1, **subplots):
 
 
 def headline(fig, title):
-    """A title over all panels."""
+    """Write `title` over all panels of `fig`."""
     fig.suptitle(title, x=0.01, ha="left", fontsize=12, color=INK)
 
 
 def si(value, units):
-    """(size, name) of the unit in which `value` reads well; units: [(size, name), …], largest first."""
+    """Choose the unit in which `value` reads well.
+
+    Args:
+        value: the number, in the unit of size 1.
+        units: [(size, name), …], with the largest unit first.
+
+    Returns:
+        (size, name) of the largest unit that is not larger than `value`, or of the smallest.
+    """
     return next((unit for unit in units if value >= unit[0]), units[-1])
 
 
@@ -127,7 +163,7 @@ BYTE_UNITS = [(1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1, "bytes")]
 
 
 def log_axis(axis, values):
-    """Make `axis` logarithmic with plain numbers at its ticks; few powers of two are ticks themselves."""
+    """Make `axis` logarithmic, with plain numbers at its ticks; a few powers of two become the ticks themselves."""
     axis.axes.set(**{f"{axis.axis_name}scale": "log"})
     values = np.unique(values[np.isfinite(values) & (values > 0)])
     spread = np.ptp(np.log10(values)) if len(values) else 0
@@ -141,7 +177,7 @@ def log_axis(axis, values):
 
 
 def _plain(value, _=None):
-    """A tick of a logarithmic axis: 0.01, 1000, 65536, 10⁴, 1.05·10⁶."""
+    """Write a tick of a logarithmic axis: 0.01, 1000, 65536, 10⁴, 1.05·10⁶."""
     exponent = math.floor(math.log10(value) + 1e-9)
     mantissa = f"{value / 10**exponent:.3g}"
     if -4 < exponent < 5 and not (mantissa == "1" and exponent == 4):
