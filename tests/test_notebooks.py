@@ -30,9 +30,6 @@ VERDICT = re.compile(rf"\*Verdict(?: on (\d+))?:\* \*\*({'|'.join(VERDICTS)})\.\
 ARTICLES = "00-start-here.ipynb#The-five-articles"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-in_one_form = pytest.mark.parametrize(
-    "path", [path for path in NOTEBOOKS if path.stem != "06-sequences"], ids=lambda path: path.stem
-)
 
 
 def read(path):
@@ -95,7 +92,7 @@ def test_outputs_hold_nothing_of_the_machine_that_made_them(path):
             assert not (found := own.search(text_of(output))), f"{found.group()!r} below {cell.source!r}"
 
 
-@in_one_form
+@every_notebook
 def test_a_prediction_asks_for_a_guess_and_is_answered_before_the_next_heading(path):
     cells = read(path).cells
     told = answers(read(path))
@@ -115,7 +112,7 @@ def starts_another(cell):
     return cell.cell_type == "markdown" and (PREDICTION in cell.source or re.search("^#", cell.source, re.MULTILINE))
 
 
-@in_one_form
+@every_notebook
 def test_answers_to_predictions_are_folded(path):
     notebook = read(path)
     hidden = {cell.id: cell.metadata.jupyter for cell in code_cells(notebook) if "jupyter" in cell.metadata}
@@ -179,7 +176,7 @@ def verdicts(path):
     return found
 
 
-@in_one_form
+@every_notebook
 def test_a_lesson_says_what_claims_are_and_names_an_article_by_its_title_first(path):
     titles = dict(re.findall(r"^- \*\*(S\d)\*\*, \*(.+)\*$", prose(NOTEBOOKS[0]), re.MULTILINE))
     assert list(titles) == ["S0", "S1", "S2", "S3", "S4"]
@@ -194,10 +191,9 @@ def test_a_lesson_says_what_claims_are_and_names_an_article_by_its_title_first(p
 
 
 def test_every_claim_that_a_lesson_names_has_one_verdict():
-    lessons = [path for path in NOTEBOOKS if path.stem != "06-sequences"]
-    given = [number for path in lessons for number, _ in verdicts(path) if number]
+    given = [number for path in NOTEBOOKS for number, _ in verdicts(path) if number]
     assert len(set(given)) == len(given) > 40
-    assert set(re.findall(r"\b[Cc]laims? (\d+)", "".join(map(prose, lessons)))) <= set(given)
+    assert set(re.findall(r"\b[Cc]laims? (\d+)", "".join(map(prose, NOTEBOOKS)))) <= set(given)
 
 
 def test_lesson_00_defines_the_verdicts():
