@@ -102,16 +102,22 @@ def _serve(waiting, done, hung_s):
         while True:
             label, mutants = waiting.get_nowait()
             worker = worker or _Worker()
-            answers, is_sound = worker.check(label, mutants, hung_s)
-            if not is_sound:
-                worker.kill()
-                worker = None
-            if is_sound or len(mutants) == 1:
+            before, *answers, after = worker.check(label, mutants, hung_s)
+            if before != "correct" and worker.is_new:
+                raise RuntimeError(f"the check of {label} says of the reference itself: {before}")
+            if before != "correct":  # an earlier batch has spoiled the process
+                waiting.put((label, mutants))
+            # One that changes without an error what the reference computes would not be noticed: no one edit does that.
+            elif after == "correct" or len(mutants) == 1:
                 for mutant, answer in zip(mutants, answers, strict=True):
                     done.put((label, mutant, answer))
             else:  # one of them may have decided what became of the others: each alone
                 for mutant in mutants:
                     waiting.put((label, [mutant]))
+            worker.is_new = False
+            if before != "correct" or after != "correct":
+                worker.kill()
+                worker = None
     except queue.Empty:
         pass
     except Exception as error:
@@ -122,7 +128,11 @@ def _serve(waiting, done, hung_s):
 
 
 class _Worker:
-    """A process that checks mutants, seen from the one that gives them out."""
+    """A process that checks mutants, seen from the one that gives them out.
+
+    Attributes:
+        is_new: whether no mutant has been in it.
+    """
 
     def __init__(self):
         context = multiprocessing.get_context("spawn")
@@ -131,19 +141,20 @@ class _Worker:
         self._process.start()
         pipe.close()
         self._pipe.recv()  # all is imported
+        self.is_new = True
 
     def check(self, label, mutants, hung_s):
-        """(what became of each mutant, whether the process is as good as before)."""
+        """What became of the reference, of each mutant, and of the reference again; an end is the end of all."""
         self._pipe.send((label, mutants))
-        answers = []
+        answers, num_answers = [], len(mutants) + 2
         try:
-            for _ in [*mutants, "reference"]:
+            while len(answers) < num_answers:
                 if not self._pipe.poll(hung_s):
-                    return [*answers, "hung"], False
+                    return answers + ["hung"] * (num_answers - len(answers))
                 answers.append(self._pipe.recv())
         except EOFError:
-            return [*answers, "crashed"], False
-        return answers[:-1], answers[-1] == "correct"
+            return answers + ["crashed"] * (num_answers - len(answers))
+        return answers
 
     def kill(self):
         """End the process and those that it started."""
@@ -152,24 +163,31 @@ class _Worker:
 
 
 def _work(pipe):
-    """Check the mutants of one batch after another, and the reference at the end of each, for ever."""
+    """Check the reference, the mutants and the reference again, of one batch after another, for ever."""
     os.setsid()
     torch.set_num_threads(1)
     _limit_memory()
-    tasks, limits_s = exercises(), {}
+    tasks, reasons, limits_s = exercises(), equivalents(), {}
     pipe.send("ready")
     with open(os.devnull, "w") as nowhere, redirect_stdout(nowhere):
         while True:
             label, mutants = pipe.recv()
             task = tasks[label]
             task.mistakes = ()  # a hint takes time and changes no state
-            if label not in limits_s:
-                task.check(task.reference)  # the first time takes longer: cases and processes are made
-                limits_s[label] = min(task.time_limit_s, 2 + 5 * _time_s(task.check, task.reference))
-            task.time_limit_s = limits_s[label]
+            pipe.send(answer(task, task.reference))
+            if label not in limits_s:  # the first time took longer: cases and processes were made
+                limits_s[label] = task.time_limit_s, min(task.time_limit_s, 2 + 5 * _time_s(task.check, task.reference))
             for mutant in mutants:
+                # A mutant that is to be accepted has all the time that an answer has.
+                task.time_limit_s = limits_s[label][mutant.diff not in reasons.get(label, {})]
                 pipe.send(answer(task, mutant.build(task.reference)))
             pipe.send(answer(task, task.reference))
+
+
+def _time_s(function, argument):
+    start = time.perf_counter()
+    function(argument)
+    return time.perf_counter() - start
 
 
 def answer(task, function):
