@@ -69,12 +69,20 @@ def two_ranks(source="measured"):
     return Trace(spans, source)
 
 
+def long_run():
+    names = ("load", "forward", "backward", "step", "save")
+    return Trace([Span(0, "compute", k / 100, (k + 1) / 100, label=name) for k, name in enumerate(names)], "measured")
+
+
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
     "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
     "contours": lambda: show.contours(bowl, {"SGD": [(2, 1), (1, 0)]}, (-3, 3), (-2, 2), minimum=(0, 0)),
     "timeline": lambda: show.timeline(two_ranks(), guess=0.02),
     "simulated timeline": lambda: show.timeline(simulate(ring(16), 1e6, slow_links()).trace),
+    "timelines": lambda: show.timelines(
+        {"a": two_ranks(), "b": long_run()}, guess={"b": 0.05}, marks={"a": {"rule": 0.02}}
+    ),
     "ledger": lambda: show.ledger({"star": count(star(4), 1000), "ring": count(ring(4), 1000)}, guess=5000),
     "history": lambda: show.history({"1 rank": [3.0, 2.0, 1.0], "4 ranks": [3.0, 2.0, 1.5]}, smooth=2),
     "schedule": lambda: show.schedule(ring(4)),
@@ -189,7 +197,30 @@ def test_labels_move_apart_as_little_as_needed():
 def test_a_timeline_says_where_its_times_come_from(source, told):
     picture = show.timeline(two_ranks(source), "Ping")
     assert picture.figure.axes[0].get_title(loc="left").endswith(told)
-    assert {"time (ms)", "forward", "compute", "send", "receive", "add", "wait", "rank 1"} <= words(picture)
+    assert {"time (ms)", "forward", "send", "receive", "add", "wait", "rank 1"} <= words(picture)
+
+
+def test_the_key_of_a_timeline_names_what_is_computed_and_the_grey_of_an_idle_rank():
+    assert {"compute: forward", "idle"} <= words(show.timeline(two_ranks()))
+    assert "compute: load, forward, backward, step, …" in words(show.timeline(long_run()))
+    unnamed = Trace([Span(0, "compute", 0.0, 1.0)], "measured")
+    assert {"compute", "idle"} <= words(show.timeline(unnamed))
+
+
+@pytest.mark.parametrize("order", [1, -1], ids=["short first", "long first"])
+def test_timelines_have_one_axis_and_one_unit_that_suit_the_longest(order):
+    lengths_s = {"short": 0.9, "long": 1.5}
+    runs = {name: Trace([Span(0, "compute", 0.0, time_s)], "measured") for name, time_s in lengths_s.items()}
+    picture = show.timelines(dict(list(runs.items())[::order]), guess={"short": 1.2}, marks={"long": {"formula": 1.0}})
+    limits = [ax.get_xlim() for ax in picture.figure.axes]
+    assert limits[0] == limits[1] and limits[0][0] == 0 and 1.5 <= limits[0][1] < 1.6
+    assert {"short", "long", "your guess: 1.2 s", "formula", "time (s)"} <= words(picture)
+    assert "short" in picture.alt and "long" in picture.alt
+    wild = show.timelines(runs, guess={"short": 30.0}).figure.axes
+    assert wild[0].get_xlim() == wild[1].get_xlim() and wild[0].get_xlim()[1] > 30
+    for wrong in ({}, [two_ranks()], {"a": 3}):
+        with pytest.raises(TypeError, match="Trace"):
+            show.timelines(wrong)
 
 
 def test_a_timeline_starts_at_zero_and_shows_the_ranks_asked_for():
@@ -234,6 +265,16 @@ def test_schedules_too_large_to_draw_are_refused():
             draw(ring(65))
         with pytest.raises(TypeError, match="Schedule"):
             draw([1, 2])
+
+
+def test_the_shades_and_lines_of_a_landscape_have_a_key():
+    picture = show.contours(bowl, {"SGD": [(2, 1), (1, 0)]}, (-3, 3), (-2, 2), minimum=(0, 0), zlabel="J")
+    assert {"SGD", "start", "minimum", "J, the same along a line"} <= words(picture)
+    bar = picture.figure.axes[1]
+    drawn = sorted(float(tick.get_text()) for tick in bar.get_yticklabels())
+    assert 0 <= drawn[0] < 1 and drawn[-1] == 49  # the loss is 9 + 40 in the corners
+    alone = show.contours(bowl, {}, (-3, 3), (-2, 2))
+    assert "loss, the same along a line" in words(alone) and not {"start", "minimum"} & words(alone)
 
 
 def test_contours_take_functions_of_numbers_and_refuse_what_does_not_fit():

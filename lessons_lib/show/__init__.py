@@ -10,7 +10,7 @@ from .player import player
 from .schedule import schedule
 from .sequences import lookup, unrolled, weights
 from .style import COLOURS, colour, figure, rank_colour
-from .timeline import timeline
+from .timeline import timeline, timelines
 
 __all__ = [
     "COLOURS",
@@ -29,6 +29,7 @@ __all__ = [
     "rank_colour",
     "schedule",
     "timeline",
+    "timelines",
     "unrolled",
     "weights",
 ]

@@ -119,15 +119,21 @@ def mark(ax, value, label, axis="y", colour=INK, linestyle="-"):
 
 
 def key(ax, entries):
-    """Draw a row of samples between title and axes; `entries` are pairs (`Patch` or `Line2D`, name)."""
-    letters = 11 * ax.figure.get_figwidth()
-    columns = max(1, min(len(entries), int(letters / (6 + max(len(str(name)) for _, name in entries)))))
+    """Draw rows of samples between title and axes; `entries` are pairs (`Patch` or `Line2D`, name)."""
+    letters = 11 * ax.figure.get_figwidth() / ax.get_gridspec().ncols
+    columns = _columns([6 + len(str(name)) for _, name in entries], letters)
     lift = 16 * any(isinstance(each, EdgeLabels) and each.edge == "top" for each in ax.get_children())
     raised = ax.transAxes + ScaledTranslation(0, lift / 72, ax.figure.dpi_scale_trans)
     place = {"loc": "lower left", "bbox_to_anchor": (-0.01, 1.0), "bbox_transform": raised, "ncols": columns}
     look = {"frameon": False, "fontsize": 10, "borderpad": 0.2, "columnspacing": 1.4, "handletextpad": 0.5}
     ax.legend(*zip(*entries, strict=True), handlelength=2.4, **place, **look)
     ax.make_room(8 + lift + 17 * -(-len(entries) // columns))
+
+
+def _columns(widths, room):
+    """Into how many columns, filled one after the other as matplotlib does, entries of these widths fit."""
+    fitting = (n for n in range(len(widths), 1, -1) if sum(map(max, np.array_split(widths, n))) <= room)
+    return next(fitting, 1)
 
 
 def draw_guess(ax, guess, axis="y", unit="", named=True):
