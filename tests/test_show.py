@@ -77,6 +77,13 @@ def long_run():
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
     "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
+    "lines with points": lambda: show.lines(
+        {"star": [1, 2, 3], "ring": [1, 1, 1]}, "ranks", "time (ms)", points={"star": ([0, 2], [1.2, 2.5])}
+    ),
+    "bars": lambda: show.bars({"ring": 3.0, "star": 12.0}, "time (ms)", guess=9, notes={"star": "12 ms"}),
+    "bars in parts": lambda: show.bars(
+        {"gloo": {"latency": 1, "bytes": 3}, "memory": {"latency": 0.1, "bytes": 1}}, "time (ms)", "Two wires"
+    ),
     "contours": lambda: show.contours(bowl, {"SGD": [(2, 1), (1, 0)]}, (-3, 3), (-2, 2), minimum=(0, 0)),
     "timeline": lambda: show.timeline(two_ranks(), guess=0.02),
     "simulated timeline": lambda: show.timeline(simulate(ring(16), 1e6, slow_links()).trace),
@@ -182,6 +189,28 @@ def test_curves_are_named_at_their_ends_and_the_guess_is_drawn():
     assert not any("guess" in word for word in words(show.lines({"a": [1]}, "x", "y", guess=...)))
     with pytest.raises(TypeError, match="guess"):
         show.lines({"a": [1]}, "x", "y", guess="soon")
+
+
+def test_points_have_the_colour_of_their_curve_and_are_inside_a_logarithmic_axis():
+    picture = show.lines({"ring": ([1, 10], [1, 1])}, "x", "y", logy=True, points={"ring": ([1, 10], [5.0, 4000.0])})
+    curve, rings = picture.figure.axes[0].get_lines()
+    assert rings.get_xydata().tolist() == [[1, 5], [10, 4000]]
+    assert rings.get_markeredgecolor() == curve.get_color() == show.colour("ring")
+    assert (curve.get_marker(), rings.get_linestyle()) == ("None", "None")
+    assert picture.figure.axes[0].get_ylim()[1] > 4000
+    with pytest.raises(ValueError, match="points of star"):
+        show.lines({"ring": [1]}, "x", "y", points={"star": ([1], [1])})
+
+
+def test_bars_stand_one_after_the_other_with_a_key_and_their_numbers():
+    picture = show.bars({"a": {"latency": 1, "bytes": 3}, "b": {"bytes": 2.5}}, "ms", colours={"latency": "wait"})
+    left_and_width = [(bar.get_x(), bar.get_width()) for bar in picture.figure.axes[0].patches]
+    assert left_and_width == [(0, 1), (1, 3), (0, 2.5)]
+    assert {"a", "b", "latency", "bytes", "  4", "  2.5"} <= words(picture)
+    assert show.bars({"a": 0}, "ms", xlim=(0, 7)).figure.axes[0].get_xlim() == (0, 7)
+    for wrong in ({}, [3], {"a": -1}, {"a": np.nan}, {"a": {"b": np.inf}}):
+        with pytest.raises((TypeError, ValueError), match="rows"):
+            show.bars(wrong, "ms")
 
 
 def test_labels_move_apart_as_little_as_needed():

@@ -1,5 +1,6 @@
 """Figures, players and controls of the lessons: `from lessons_lib import show`."""
 
+from .bars import bars
 from .control import control
 from .labels import draw_guess, mark
 from .landscape import contours
@@ -14,6 +15,7 @@ from .timeline import timeline, timelines
 
 __all__ = [
     "COLOURS",
+    "bars",
     "colour",
     "contours",
     "control",

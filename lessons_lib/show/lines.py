@@ -21,6 +21,7 @@ def lines(
     logy=False,
     guess=None,
     guess_axis="y",
+    points=None,
     marks=None,
     levels=None,
     colours=None,
@@ -37,6 +38,8 @@ def lines(
         logx, logy: whether an axis is logarithmic.
         guess: the learner's number, drawn as a dashed line; None or `...` draws none.
         guess_axis: "x" or "y", the axis on which the guess lies.
+        points: {name: (x, y)}, drawn as rings in the colour of the curve with this name, such as measured values on the
+            curve of a formula. That curve has no marks of its own then.
         marks: {label: x}, drawn as upright lines, such as a theory beside a measurement.
         levels: {label: y}, drawn as level lines.
         colours: {name: a colour, or the name of a thing in `COLOURS`}.
@@ -50,7 +53,10 @@ def lines(
         raise TypeError(f"series={series!r}: a dict {{name: values}} that is not empty is needed")
     series = {name: _points(name, values) for name, values in series.items()}
     ax = ax or figure()[1]
-    _draw_curves(ax, series, assign_colours(series, colours), logx, logy)
+    points = {name: _points(name, pair) for name, pair in (points or {}).items()}
+    if set(points) - set(series):
+        raise ValueError(f"points of {', '.join(set(points) - set(series))}: names of curves are needed")
+    _draw_curves(ax, series, points, assign_colours(series, colours), logx, logy)
     if title:
         ax.set_title(title)
     for axis, straight in (("x", marks), ("y", levels)):
@@ -61,14 +67,17 @@ def lines(
     return picture(ax.figure, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
 
 
-def _draw_curves(ax, series, colours, logx, logy):
+def _draw_curves(ax, series, points, colours, logx, logy):
     ax.margins(x=0.02)
     for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
-        log_axis(axis, np.concatenate([x if axis is ax.xaxis else y for x, y in series.values()]))
+        log_axis(axis, np.concatenate([pair[axis is ax.yaxis] for pair in [*series.values(), *points.values()]]))
     for i, (name, (x, y)) in enumerate(series.items()):
-        dots = MARKERS[i % len(MARKERS)] if len(x) <= _MARKED_POINTS else None
+        dots = MARKERS[i % len(MARKERS)] if len(x) <= _MARKED_POINTS and name not in points else None
         style = LINE_STYLES[i % len(LINE_STYLES)]
         ax.plot(x, y, color=colours[name], linestyle=style, marker=dots, markersize=5, linewidth=2, label=name)
+        if name in points:
+            look = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgewidth": 2, "zorder": 3}
+            ax.plot(*points[name], **look, color="white", markeredgecolor=colours[name])
         seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not logx)) & ((y > 0) | (not logy)))
         if len(seen):
             edge_labels(ax).add((x[seen[-1]], y[seen[-1]]), ax.transData, str(name), colours[name])
