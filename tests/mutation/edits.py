@@ -70,38 +70,64 @@ SYMMETRIC = ("min", "max", "minimum", "maximum", "transpose")  # the order of th
 
 def edits(tree):
     """Pairs (node, node to put in its place)."""
-    skipped = set()
-    for node in ast.walk(tree):
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        strict = isinstance(node, ast.keyword) and node.arg == "strict"  # changes no value
-        # Before Python 3.12 the nodes within an f-string do not say where they stand.
-        if docstring or strict or isinstance(node, ast.JoinedStr):
-            skipped.update(ast.walk(node))
-    nodes = [node for node in ast.walk(tree) if node not in skipped]
-    texts = list(dict.fromkeys(n.value for n in nodes if isinstance(n, ast.Constant) and isinstance(n.value, str)))
-    keywords = [n for n in nodes if isinstance(n, ast.keyword)]
-    peers = list({ast.unparse(k.value): k.value for k in keywords if k.arg in ("src", "dst")}.values())
+    nodes = _editable(tree)
     for node in nodes:
         if isinstance(node, ast.stmt) and not isinstance(node, ast.FunctionDef | ast.ClassDef):
             yield from ((node, new) for new in _statements(node))
-        for rule in RULES.get(type(node), ()):
-            yield from ((node, new) for new in rule(node))
-        if isinstance(node, ast.Constant) and isinstance(node.value, str):
-            others = CONFUSED.get(node.value) or [_after(node.value, texts) or node.value + "_"]
-            yield from ((node, ast.Constant(text)) for text in others)
-        if isinstance(node, ast.keyword) and node.arg in ("src", "dst") and len(peers) > 1:
-            yield node.value, _after(ast.unparse(node.value), {ast.unparse(peer): peer for peer in peers})
-        for condition in _conditions(node):
-            if (
-                not isinstance(condition, ast.Compare) or len(condition.ops) > 1
-            ):  # the comparison itself is turned round
-                yield condition, ast.UnaryOp(ast.Not(), condition)
-            if not isinstance(node, ast.While):
-                yield condition, ast.Constant(True)
-        if isinstance(node, ast.For | ast.comprehension) and not _is_call(node.iter, "range"):
-            yield node.iter, ast.parse(f"list({ast.unparse(node.iter)})[:-1]", mode="eval").body
-        if isinstance(node, ast.With):
-            yield from ((item.context_expr, ast.parse("nullcontext()", mode="eval").body) for item in node.items)
+        if type(node) in RULES:
+            yield from ((node, new) for new in RULES[type(node)](node))
+        yield from _conditions(node)
+        yield from _surroundings(node)
+    yield from _exchanges(nodes)
+
+
+def _editable(tree):
+    """All nodes but docstrings, `strict=…`, which changes no value, and f-strings."""
+    skipped = set()
+    for node in ast.walk(tree):
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        strict = isinstance(node, ast.keyword) and node.arg == "strict"
+        # Before Python 3.12 the nodes within an f-string do not say where they stand.
+        if docstring or strict or isinstance(node, ast.JoinedStr):
+            skipped.update(ast.walk(node))
+    return [node for node in ast.walk(tree) if node not in skipped]
+
+
+def _conditions(node):
+    """Each condition turned round (a comparison turns round by itself), or always true."""
+    tests = [node.test] if isinstance(node, ast.If | ast.While | ast.IfExp) else []
+    for test in node.ifs if isinstance(node, ast.comprehension) else tests:
+        if not isinstance(test, ast.Compare) or len(test.ops) > 1:
+            yield test, ast.UnaryOp(ast.Not(), test)
+        if not isinstance(node, ast.While):
+            yield test, ast.Constant(True)
+
+
+def _surroundings(node):
+    """A loop that leaves out the last item, and a block without what surrounds it."""
+    if isinstance(node, ast.For | ast.comprehension) and not _is_call(node.iter, "range"):
+        yield node.iter, ast.parse(f"list({ast.unparse(node.iter)})[:-1]", mode="eval").body
+    if isinstance(node, ast.With):
+        yield from ((item.context_expr, ast.parse("nullcontext()", mode="eval").body) for item in node.items)
+
+
+def _exchanges(nodes):
+    """A text or a peer (`src=`, `dst=`) in the place of another one of the function."""
+    texts = [node for node in nodes if isinstance(node, ast.Constant) and isinstance(node.value, str)]
+    peers = [node.value for node in nodes if isinstance(node, ast.keyword) and node.arg in ("src", "dst")]
+    for node in texts:
+        known = [ast.Constant(text) for text in CONFUSED.get(node.value, ())]
+        yield from ((node, new) for new in known or _next(node, texts) or [ast.Constant(node.value + "_")])
+    for node in peers:
+        yield from ((node, new) for new in _next(node, peers))
+
+
+def _next(node, others):
+    """The one that follows `node` among those that are written differently, going round; an empty list if none is."""
+    different = {ast.unparse(other): other for other in others}
+    keys = list(different)
+    following = keys[(keys.index(ast.unparse(node)) + 1) % len(keys)]
+    return [different[following]] if len(keys) > 1 else []
 
 
 def _statements(node):
@@ -162,16 +188,20 @@ def _calls(node):
         if node.func.id in DROPPED_CALLS and len(node.args) == 1:
             yield node.args[0]
     if isinstance(node.func, ast.Attribute):
-        name, owner = node.func.attr, node.func.value
-        names = [other for other in CONFUSED.get(name, ()) if hasattr(torch.Tensor, other) or hasattr(torch, other)]
-        if name.endswith("_") and not name.endswith("__"):
-            names.append(name.rstrip("_"))
-        # Also the other way round; of a value without a name nobody sees whether it changes.
-        elif isinstance(_changed(node), ast.Name) and hasattr(torch.Tensor, name + "_"):
-            names.append(name + "_")
-        yield from (_with(node, func=_with(node.func, attr=other)) for other in names)
-        if name in DROPPED_METHODS and not node.args:
-            yield owner
+        yield from (_with(node, func=_with(node.func, attr=name)) for name in _method_names(node))
+        if node.func.attr in DROPPED_METHODS and not node.args:
+            yield node.func.value
+
+
+def _method_names(call):
+    """Methods that may stand in the place of the one that is called."""
+    name = call.func.attr
+    yield from (other for other in CONFUSED.get(name, ()) if hasattr(torch.Tensor, other) or hasattr(torch, other))
+    if name.endswith("_") and not name.endswith("__"):
+        yield name.rstrip("_")
+    # Of a value without a name nobody sees whether it changes in place.
+    elif isinstance(_changed(call), ast.Name) and hasattr(torch.Tensor, name + "_"):
+        yield name + "_"
 
 
 def _changed(call):
@@ -193,19 +223,13 @@ def _ranges(node):
 
 
 RULES = {
-    ast.Constant: (_constants,),
-    ast.Compare: (_comparisons,),
-    ast.BinOp: (_operators,),
-    ast.BoolOp: (_booleans,),
-    ast.UnaryOp: (_signs,),
-    ast.Call: (_calls,),
+    ast.Constant: _constants,
+    ast.Compare: _comparisons,
+    ast.BinOp: _operators,
+    ast.BoolOp: _booleans,
+    ast.UnaryOp: _signs,
+    ast.Call: _calls,
 }
-
-
-def _conditions(node):
-    if isinstance(node, ast.If | ast.While | ast.IfExp):
-        return [node.test]
-    return node.ifs if isinstance(node, ast.comprehension) else []
 
 
 def _swapped(items):
@@ -213,15 +237,6 @@ def _swapped(items):
     for i, pair in enumerate(itertools.pairwise(items)):
         if not any(isinstance(item, ast.Starred) for item in pair):
             yield [*items[:i], *pair[::-1], *items[i + 2 :]]
-
-
-def _after(key, others):
-    """What follows `key` in a list, or the value of the next key in a dict, going round; None if it is alone."""
-    keys = list(others)
-    following = keys[(keys.index(key) + 1) % len(keys)]
-    if following == key:
-        return None
-    return others[following] if isinstance(others, dict) else following
 
 
 def _is_call(node, name):
