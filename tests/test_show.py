@@ -207,6 +207,7 @@ def test_bars_stand_one_after_the_other_with_a_key_and_their_numbers():
     left_and_width = [(bar.get_x(), bar.get_width()) for bar in picture.figure.axes[0].patches]
     assert left_and_width == [(0, 1), (1, 3), (0, 2.5)]
     assert {"a", "b", "latency", "bytes", "  4", "  2.5"} <= words(picture)
+    assert show.bars({"a": 1}, "ms", guess=9).figure.axes[0].get_xlim()[1] > 9
     assert show.bars({"a": 0}, "ms", xlim=(0, 7)).figure.axes[0].get_xlim() == (0, 7)
     for wrong in ({}, [3], {"a": -1}, {"a": np.nan}, {"a": {"b": np.inf}}):
         with pytest.raises((TypeError, ValueError), match="rows"):

@@ -37,11 +37,11 @@ def bars(rows, xlabel, title="", *, notes=None, colours=None, guess=None, unit="
         ends = np.cumsum([0, *row.values()])
         ax.barh([y] * len(row), row.values(), 0.62, left=ends[:-1], color=[chosen[kind] for kind in row])
         ax.text(ends[-1], y, f"  {(notes or {}).get(name, f'{ends[-1]:.3g}')}", va="center", color=INK)
-    longest = max(sum(row.values()) for row in parts.values())
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
-    ax.set_xlim(xlim or (0, 1.05 * longest or 1))
     ax.grid(False, axis="y")
     draw_guess(ax, guess, "x", unit)
+    ends = [sum(row.values()) for row in parts.values()] + [line.get_xdata()[0] for line in ax.lines]
+    ax.set_xlim(xlim or (0, 1.05 * max(ends) or 1))
     if set(kinds) - set(rows):
         key(ax, [(Patch(facecolor=chosen[kind]), kind) for kind in kinds])
     if title:
