@@ -109,6 +109,8 @@ def test_a_picture_displays_itself_as_an_image_with_a_short_alternative_text(mak
     assert data["text/plain"] == repr(picture) == f"<Picture: {picture.alt}>" and 10 < len(picture.alt) < 200
     image = image_in(data["text/html"])
     assert image["alt"] == picture.alt and (int(image["width"]), int(image["height"])) == picture.size
+    narrowest = int(re.search(r"min-width:(\d+)px", image["style"])[1])
+    assert 10 * narrowest / picture.size[0] >= 8.99  # points: the height of the letters on a narrow page
     kind, _, png = image["src"].partition(",")
     assert kind == "data:image/png;base64" and len(png) < 270_000 and base64.b64decode(png).startswith(PNG)
 
