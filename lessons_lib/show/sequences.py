@@ -109,4 +109,4 @@ def weights(tables, names):
         ax.set(xlabel="looks at", ylabel="position")
         ax.set_title(title)
         ax.grid(False)
-    return picture(fig, f"attention weights: {'; '.join(map(str, tables))}")
+    return picture(fig, f"attention weights of {len(tables)} heads over {len(names)} positions")
