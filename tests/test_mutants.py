@@ -38,8 +38,6 @@ OPEN = [
     "memory_and_precision.scaler_step",
     "momentum_to_adam.adam_step",
     "momentum_to_adam.adamw_step",
-    "one_device.early_stopping",
-    "one_device.first_to_finish",
     "processes_and_messages.scatter",
     "processes_and_messages.shift",
     "processes_and_messages.tree_rounds",
