@@ -107,7 +107,7 @@ def _serve(waiting, done, hung_s):
                 raise RuntimeError(f"the check of {label} says of the reference itself: {before}")
             if before != "correct":  # an earlier batch has spoiled the process
                 waiting.put((label, mutants))
-            # One that changes without an error what the reference computes would not be noticed: no one edit does that.
+            # A mutant that changes, without an error, what the reference computes later would not be noticed here.
             elif after == "correct" or len(mutants) == 1:
                 for mutant, answer in zip(mutants, answers, strict=True):
                     done.put((label, mutant, answer))
