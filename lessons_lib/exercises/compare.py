@@ -3,13 +3,12 @@
 import dataclasses
 import math
 import numbers
-import re
 from collections.abc import Mapping
 
 import numpy as np
 import torch
 
-_ADDRESS = re.compile(r" at 0x[0-9a-fA-F]+")
+from lessons_lib.exercises.words import kind_of, show_value
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,9 +34,10 @@ def difference(expected, got, rtol=1e-5, atol=1e-6):
     """Find the first place where `got` differs from `expected`.
 
     Numbers agree when |got − expected| <= atol + rtol·|expected|, and NaN agrees with NaN; integers, booleans and text
-    must be equal. Tensors and arrays must also agree in shape and dtype. A list agrees with a tuple of the same items,
-    and a tensor without dimensions with its number. Mappings and dataclasses are compared item by item. An exception
-    agrees with another of its type.
+    must be equal. Where a real number is expected any kind of it will do: int, float, Fraction, one of NumPy, a tensor
+    or array without dimensions. Where an integer is expected, a float will not do, and neither is a boolean.
+    Tensors and arrays must also agree in shape and dtype. A list agrees with a tuple of the same items. Mappings and
+    dataclasses are compared item by item. An exception agrees with another of its type.
 
     Args:
         expected, got: any values.
@@ -49,14 +49,11 @@ def difference(expected, got, rtol=1e-5, atol=1e-6):
     """
     if isinstance(got, Raised) or isinstance(expected, Raised):
         return _raised(expected, got)
-    if isinstance(got, np.generic) or (
-        isinstance(got, torch.Tensor) and got.ndim == 0 and isinstance(expected, numbers.Number)
-    ):
-        got = got.item()
     if isinstance(expected, torch.Tensor | np.ndarray):
         return _arrays(expected, got, rtol, atol)
+    expected, got = as_number(expected), as_number(got)
     if isinstance(expected, numbers.Number) and isinstance(got, numbers.Number):
-        return None if _close(expected, got, rtol, atol) else _unlike(expected, got)
+        return _numbers(expected, got, rtol, atol)
     if isinstance(expected, Mapping) and isinstance(got, Mapping):
         return _mappings(expected, got, rtol, atol)
     if isinstance(expected, list | tuple) and isinstance(got, list | tuple | range):
@@ -66,29 +63,35 @@ def difference(expected, got, rtol=1e-5, atol=1e-6):
         return _first([(f".{name}", getattr(expected, name), getattr(got, name)) for name in names], rtol, atol)
     if type(expected) is type(got) or isinstance(expected, set | frozenset):
         return None if bool(expected == got) else _unlike(expected, got)
-    return "", f"expected {_kind(expected)}, got {_kind(got)}"
+    return "", f"expected {kind_of(expected)}, got {kind_of(got)}"
 
 
-def show_value(value, digits=6, width=100):
-    """Show `value` in one short line that is the same on every machine: no address, floats to `digits` digits."""
-    if isinstance(value, torch.Tensor | np.ndarray):
-        if math.prod(value.shape) > 8:
-            return _kind(value).split(" ", 1)[1]
-        name = "tensor" if isinstance(value, torch.Tensor) else "array"
-        text = f"{name}({show_value(value.tolist(), digits)})"
-    elif isinstance(value, numbers.Real) and not isinstance(value, numbers.Integral):
-        text = f"{float(value):.{digits}g}"
-    elif isinstance(value, list) or type(value) is tuple:
-        inside = ", ".join(show_value(item, digits) for item in value[:20]) + ", …" * (len(value) > 20)
-        text = f"[{inside}]" if isinstance(value, list) else f"({inside}{',' * (len(value) == 1)})"
-    elif isinstance(value, dict):
-        text = "{" + ", ".join(f"{key!r}: {show_value(item, digits)}" for key, item in value.items()) + "}"
-    elif isinstance(value, set | frozenset) and value:
-        text = "{" + ", ".join(sorted(map(show_value, value))) + "}"
-    else:
-        text = getattr(value, "__name__", None) or _ADDRESS.sub("", repr(value))
-    text = " ".join(text.split())
-    return text if len(text) <= width else text[: width - 1] + "…"
+def as_number(value):
+    """The number of Python in a number of NumPy and in a tensor or array without dimensions; else `value` as it is."""
+    alone = isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0
+    return value.item() if alone or isinstance(value, np.generic) else value
+
+
+def not_whole(value):
+    """Say in words which part of a number, list, tuple or dictionary is no whole number; "" if all of it is."""
+    value = as_number(value)
+    if isinstance(value, list | tuple | dict):
+        parts = value.values() if isinstance(value, dict) else value
+        return next(filter(None, map(not_whole, parts)), "")
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return "" if whole else f"{value!r} ({type(value).__name__}): a whole number is needed"
+
+
+def _numbers(expected, got, rtol, atol):
+    if isinstance(expected, bool) != isinstance(got, bool):
+        return "", f"expected {kind_of(expected)}, got {kind_of(got)}"
+    if isinstance(expected, numbers.Integral) and not isinstance(got, numbers.Integral):
+        return "", f"expected {show_value(expected)}, got {got!r} ({type(got).__name__}): a whole number is needed"
+    try:
+        agrees = _close(expected, got, rtol, atol)
+    except (OverflowError, TypeError):  # an integer that no float can hold; a Decimal
+        agrees = False
+    return None if agrees else _unlike(expected, got)
 
 
 def _raised(expected, got):
@@ -109,7 +112,7 @@ def _close(expected, got, rtol, atol):
 def _arrays(expected, got, rtol, atol):
     kind = torch.Tensor if isinstance(expected, torch.Tensor) else np.ndarray
     if not isinstance(got, kind):
-        return "", f"expected {_kind(expected)}, got {_kind(got)}"
+        return "", f"expected {kind_of(expected)}, got {kind_of(got)}"
     if expected.shape != got.shape:
         return "", f"expected shape {tuple(expected.shape)}, got shape {tuple(got.shape)}"
     if expected.dtype != got.dtype:
@@ -167,14 +170,3 @@ def _items(values):
 def _key(key):
     """A key as a step of the path: `rank 2` reads as it stands, any other key is quoted."""
     return key if isinstance(key, str) and " " in key else f"key {key!r}"
-
-
-def _kind(value):
-    if value is None:
-        return "None"
-    if isinstance(value, torch.Tensor | np.ndarray):
-        return f"{'a tensor' if isinstance(value, torch.Tensor) else 'an array'} of shape {tuple(value.shape)}"
-    if isinstance(value, int | float | str):
-        return f"{show_value(value)} ({type(value).__name__})"
-    name = type(value).__name__
-    return f"{'an' if name[0].lower() in 'aeiou' else 'a'} {name}"

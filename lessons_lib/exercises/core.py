@@ -5,57 +5,23 @@ the known mistakes are run too: the one with the same outcome as the answer has 
 """
 
 import functools
-import html
 import importlib
 import inspect
 import pkgutil
-import re
 import textwrap
-from dataclasses import dataclass
 
-from lessons_lib.exercises.compare import Raised, difference, show_value
+from lessons_lib.exercises.compare import Raised
+from lessons_lib.exercises.judge import Judge, amount
 from lessons_lib.exercises.mistakes import edit, read_mistakes
 from lessons_lib.exercises.ranks import by_rank, on_ranks
-from lessons_lib.exercises.running import Outcome, is_stub, run
+from lessons_lib.exercises.running import Outcome, cases_of, run
+from lessons_lib.exercises.stub import is_stub
+from lessons_lib.exercises.verdict import Hint, Verdict
+from lessons_lib.exercises.words import call_in_words
 
 __all__ = ["Exercise", "Hint", "Outcome", "Verdict", "all_exercises", "by_rank", "edit", "on_ranks"]
 
-_MARKS = {"not attempted": ("○", "#56B4E9"), "not yet": ("✗", "#D55E00"), "correct": ("✓", "#009E73")}
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """What a check says.
-
-    Attributes:
-        name: the name of the exercise.
-        state: "not attempted", "not yet" or "correct".
-        message: where the answer differs first, or what it costs.
-        hint: a hint made for this mistake, or "".
-    """
-
-    name: str
-    state: str
-    message: str
-    hint: str = ""
-
-    def __repr__(self):
-        text = f"{_MARKS[self.state][0]} {self.name}: {self.state}. {self.message}"
-        return f"{text}\nHint: {self.hint}" if self.hint else text
-
-    def _repr_html_(self):
-        mark, colour = _MARKS[self.state]
-        rows = [f"<b>{mark} {html.escape(self.name)}: {self.state}.</b> {_html(self.message)}"]
-        if self.hint:
-            rows.append(f"<b>Hint:</b> {_html(self.hint)}")
-        style = f"border-left: 4px solid {colour}; padding: 0.4em 0.8em"
-        return f'<div style="{style}">' + "<br>\n".join(rows) + "</div>"
-
-
-class Hint(str):
-    """A line of text that a notebook shows without quotes."""
-
-    __repr__ = str.__str__
+QUICK_S = 0.2  # a case that takes less is run once more after the others, to see what an answer remembers
 
 
 class Exercise:
@@ -73,6 +39,10 @@ class Exercise:
             compared with `difference`.
         rtol, atol: relative and absolute tolerance of `difference`.
         slack: a cost may be this many times the cost of the reference.
+        may_be_cheaper: whether a cost far below that of the reference is right: it is suspicious where the reference is
+            the best way known.
+        scratch: the names of arguments that may end in any state. All others must end as they do after the reference:
+            unchanged, or changed in place as there.
         time_limit_s: how long one case may take.
 
     Raises:
@@ -91,20 +61,23 @@ class Exercise:
         rtol=1e-5,
         atol=1e-6,
         slack=1.0,
+        may_be_cheaper=False,
+        scratch=(),
         time_limit_s=20.0,
     ):
         if not inspect.isfunction(reference) and not inspect.isclass(reference):
             raise TypeError(f"reference={reference!r}: a function or a class is needed")
         self.reference, self._cases = reference, cases
         self._mistakes, self.hints = tuple(mistakes), tuple(hints)
-        self.outcome, self.compare = outcome, compare
-        self.rtol, self.atol, self.slack, self.time_limit_s = rtol, atol, slack, time_limit_s
+        self.outcome, self.time_limit_s = outcome, time_limit_s
+        parameters = list(inspect.signature(reference).parameters)
+        self._judge = Judge(compare, rtol, atol, slack, may_be_cheaper, tuple(scratch), outcome is None, parameters)
         self.name, self.__doc__ = reference.__name__, reference.__doc__
         self._hints_given, self._mistakes_known = 0, {}
 
     @functools.cached_property
     def cases(self):
-        cases = list(self._cases() if callable(self._cases) else self._cases)
+        cases = cases_of(self._cases)
         wrong = [case for case in cases if not isinstance(case, tuple)]
         if wrong or not cases:
             raise TypeError(f"cases of {self.name} must be at least one tuple of arguments, got {(wrong or cases)!r}")
@@ -134,20 +107,16 @@ class Exercise:
         if not callable(answer):
             message = f"`check` takes the function itself, without brackets: `exercise.{self.name}.check({self.name})`."
             return Verdict(self.name, "not attempted", message)
-        outcomes = []
+        runs = []
         for case in self.cases:
-            expected = self._run(self.reference, case)
-            if isinstance(expected.value, Raised) and expected.value.type_name not in ("ValueError", "TypeError"):
-                raise RuntimeError(f"the reference of {self.name} {expected.value}")
-            outcomes.append(self._run(answer, case, quiet=False))
-            if outcomes[-1].value is ...:
+            expected = self._expected(case)
+            runs.append(self._run(answer, case, quiet=False))
+            if runs[-1].outcome.value is ...:
                 return self._not_attempted()
-            found = self._difference(expected, outcomes[-1])
+            found = self._judge.shortfall(expected, runs[-1])
             if found is not None:
-                hint = self._hint_for(answer, outcomes)
-                more = "" if hint else f" `exercise.{self.name}.hint()` gives a nudge."
-                return Verdict(self.name, "not yet", f"`{self._call(case)}`{found}.{more}", hint)
-        return Verdict(self.name, "correct", self._price(expected, outcomes[-1]))
+                return self._not_yet(case, found, self._hint_for(answer, runs))
+        return self._remembered(answer, runs) or Verdict(self.name, "correct", self._price(expected, runs[-1]))
 
     def hint(self):
         """Return the next hint. After the last one comes a word about `solution()`, and then the first again."""
@@ -169,66 +138,52 @@ class Exercise:
         message = f"Write `{self.name}` above, run its cell, then run this one. {nudge}"
         return Verdict(self.name, "not attempted", message)
 
+    def _not_yet(self, case, found, hint=""):
+        names = list(inspect.signature(self.outcome or self.reference).parameters)[bool(self.outcome) :]
+        call, sizes = call_in_words(self.name, names, case)
+        more = "" if hint else f" `exercise.{self.name}.hint()` gives a nudge."
+        return Verdict(self.name, "not yet", f"`{call}`{found}.{sizes}{more}", hint)
+
     def _run(self, fn, case, quiet=True):
         return run(fn, case, self.outcome, self.time_limit_s, quiet)
 
-    def _difference(self, expected, got):
-        """Where `got` falls short of the outcome of the reference, as the rest of a sentence; None if it does not."""
-        found = self._compare(expected.value, got.value)
-        if found is not None:
-            path, words = found
-            if got.value is None:
-                words += " (is a `return` missing?)"
-            join = " " if isinstance(got.value, Raised) else ": "
-            return (f", {path}" if path else "") + join + words
-        for name, best in expected.cost.items():
-            if got.cost[name] > best * self.slack * (1 + 1e-9):
-                paid, enough = _amount(got.cost[name]), _amount(best * self.slack)
-                return f" gives the right values, but {name}: {paid}, where {enough} is enough"
+    def _expected(self, case):
+        expected = self._run(self.reference, case)
+        value = expected.outcome.value
+        if isinstance(value, Raised) and value.type_name not in ("ValueError", "TypeError"):
+            raise RuntimeError(f"the reference of {self.name} {value}")
+        return expected
+
+    def _remembered(self, answer, runs):
+        """The verdict on an answer whose earlier calls change what it gives later; None if they do not."""
+        for case, first in reversed(list(zip(self.cases, runs, strict=True))):
+            if first.time_s < QUICK_S:
+                found = self._judge.shortfall(self._expected(case), self._run(answer, case))
+                if found is not None:
+                    return self._not_yet(case, f", called once more after other calls{found}; it was right at first")
         return None
 
-    def _compare(self, expected, got):
-        if self.compare is None or isinstance(expected, Raised) or isinstance(got, Raised):
-            return difference(expected, got, self.rtol, self.atol)
-        try:
-            words = self.compare(expected, got)
-        except Exception as error:  # the answer's value is of a kind that `compare` was not made for
-            words = f"got {show_value(got)}, which cannot be compared ({type(error).__name__})"
-        return None if words is None else ("", words)
-
-    def _hint_for(self, answer, outcomes):
-        """The hint of the mistake that has the same outcome as the answer in every case; "" if none has."""
+    def _hint_for(self, answer, runs):
+        """The hint of the first mistake that has the same outcome as the answer in every case; "" if none has."""
         candidates = self.mistakes
         for i, case in enumerate(self.cases):
-            if not candidates or getattr(outcomes[-1].value, "type_name", "") == "TimeoutError":
+            if not candidates or getattr(runs[-1].outcome.value, "type_name", "") == "TimeoutError":
                 return ""
-            if i == len(outcomes):
-                outcomes.append(self._run(answer, case))
-            candidates = [m for m in candidates if self._same(self._mistaken(m, i), outcomes[i])]
+            if i == len(runs):
+                runs.append(self._run(answer, case))
+            candidates = [m for m in candidates if self._judge.same(self._mistaken(m, i), runs[i])]
         return candidates[0].hint if candidates else ""
 
     def _mistaken(self, mistake, i):
-        """The outcome of a mistake in case i. It is the same every time, so it is computed once."""
+        """The run of a mistake in case i. It is the same every time, so it happens once."""
         if (mistake, i) not in self._mistakes_known:
             self._mistakes_known[mistake, i] = self._run(mistake.fn, self.cases[i])
         return self._mistakes_known[mistake, i]
 
-    def _same(self, left, right):
-        if isinstance(left.value, Raised) or isinstance(right.value, Raised):
-            return left.value == right.value
-        return self._compare(left.value, right.value) is None and difference(left.cost, right.cost) is None
-
-    def _call(self, case):
-        """The case as a call with named arguments, such as `ring(world_size=4)`."""
-        names = list(inspect.signature(self.outcome or self.reference).parameters)[bool(self.outcome) :]
-        pairs = zip(names, case, strict=False)
-        return f"{self.name}({', '.join(f'{name}={show_value(value, width=60)}' for name, value in pairs)})"
-
     def _price(self, expected, got):
         agrees = f"It agrees with the reference in {len(self.cases)} case{'s' * (len(self.cases) > 1)}"
-        prices = [
-            f"{name}: {_amount(got.cost[name])} (best known {_amount(best)})" for name, best in expected.cost.items()
-        ]
+        costs, best = got.outcome.cost, expected.outcome.cost
+        prices = [f"{name}: {amount(costs[name])} (best known {amount(best[name])})" for name in best]
         return f"{agrees}; in the last one, {', '.join(prices)}." if prices else f"{agrees}."
 
 
@@ -242,12 +197,3 @@ def all_exercises():
         if exercises:
             found[info.name] = exercises
     return found
-
-
-def _amount(number):
-    return f"{number:,}" if isinstance(number, int) else f"{number:,.6g}"
-
-
-def _html(text):
-    """`text` as HTML, with what stands between backticks as code."""
-    return re.sub(r"`([^`]*)`", r"<code>\1</code>", html.escape(text)).replace("\n", "<br>")

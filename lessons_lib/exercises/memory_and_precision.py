@@ -336,6 +336,7 @@ checkpoint = Exercise(
         "torch.autograd.grad(y, [x, *block.parameters()], grad), and call apply(x, *block.parameters()).",
     ],
     outcome=_checkpointed,
+    may_be_cheaper=True,  # autograd may stop the second run as soon as it has what it needs
     slack=1.05,
 )
 

@@ -57,6 +57,7 @@ momentum_step = Exercise(
     _momentum_cases,
     [_dampened, _rate_in_the_buffer, _old_buffer, _forgets, _looks_ahead],
     ["Two lines: first b, then theta.", "b ← mu · b + g, and theta moves by −lr times the new b."],
+    scratch=("theta", "b"),
 )
 
 
@@ -160,6 +161,7 @@ adam_step = Exercise(
         "m ← beta1 · m + (1 − beta1) · g, and v in the same way from beta2 and g².",
         "m_hat = m / (1 − beta1**t), v_hat = v / (1 − beta2**t); theta moves by −lr · m_hat / (v_hat.sqrt() + eps).",
     ],
+    scratch=("theta", "m", "v"),
 )
 
 
@@ -223,6 +225,7 @@ adamw_step = Exercise(
         "The line changes theta and nothing else: the gradient, m and v never see the decay.",
         "theta = theta − lr · weight_decay · theta, then Adam's step with the plain g.",
     ],
+    scratch=("theta", "m", "v"),
 )
 
 
@@ -321,4 +324,5 @@ state_bytes = Exercise(
         "sgd 0, momentum 1, rmsprop 1, adam and adamw 2; each has p.numel() numbers of p.element_size() bytes.",
         "Then add 4 bytes a parameter tensor for the step counter, except for sgd and momentum.",
     ],
+    scratch=("model",),
 )

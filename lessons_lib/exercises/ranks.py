@@ -1,6 +1,7 @@
 """Run an answer on ranks: what each returns, and what the ledgers of all say that it cost."""
 
 from lessons_lib.exercises.running import Outcome
+from lessons_lib.exercises.watching import Watched
 from lessons_lib.launch import launch
 
 COSTS = ("messages sent by a rank", "messages received by a rank", "bytes sent by a rank", "bytes received by a rank")
@@ -24,8 +25,22 @@ def on_ranks(fn, *args, world_size, costs=COSTS, timeout_s=10, **options):
     Returns:
         An `Outcome`: what the ranks return, by rank, and the named costs.
     """
-    ranks = launch(fn, *args, world_size=world_size, timeout_s=timeout_s, **options)
-    return Outcome(by_rank(ranks), {name: ledger_cost(name, ranks.ledgers) for name in costs})
+    ranks = launch(_watched, fn, *args, world_size=world_size, timeout_s=timeout_s, **options)
+    for _, changes in ranks:
+        for answer, changed in zip(_answers(args), changes, strict=True):
+            answer.changed.update(changed)
+    costs = {name: ledger_cost(name, ranks.ledgers) for name in costs}
+    return Outcome(by_rank([result for result, _ in ranks]), costs)
+
+
+def _watched(comm, fn, *args):
+    """On a rank: what `fn` returns, and which arguments the answers have changed there."""
+    result = fn(comm, *args)
+    return result, [answer.changed for answer in _answers(args)]
+
+
+def _answers(args):
+    return [each for each in args if isinstance(each, Watched)]
 
 
 def ledger_cost(name, ledgers):

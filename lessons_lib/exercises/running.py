@@ -2,13 +2,12 @@
 
 import contextlib
 import copy
-import ctypes
-import dis
 import inspect
 import io
 import random
 import re
-import threading
+import sys
+import time
 import traceback
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -17,9 +16,15 @@ from typing import Any
 import numpy as np
 import torch
 
+from lessons_lib.errors import RankFailed
 from lessons_lib.exercises.compare import Raised
+from lessons_lib.exercises.settings import settings_kept
+from lessons_lib.exercises.time_limit import TimeUp, in_time
+from lessons_lib.exercises.watching import Watched
 
 _MACHINE = re.compile(r" at 0x[0-9a-fA-F]+|\S*ipykernel_\d+\S*")
+_FRAME = re.compile(r'File "(?P<file>[^"]*)", line (?P<number>\d+), in .*\n *(?P<text>.*)')
+MOST_PRINTED = 20_000  # characters: what a page of a notebook can bear
 
 
 @dataclass(frozen=True)
@@ -29,16 +34,39 @@ class Outcome:
     Attributes:
         value: what is compared.
         cost: named amounts, for instance {"bytes sent by a rank": 96}. None may exceed that of the reference.
+        faults: what the function should not have done, each as the rest of a sentence that begins with its name, such
+            as "breaks a rule: rank 3 is in two pairs of round 1". The first one is what the verdict says.
     """
 
     value: Any
     cost: Mapping[str, float] = field(default_factory=dict)
+    faults: tuple = ()
+
+
+@dataclass(frozen=True)
+class Run:
+    """An outcome, and what the function did beside it.
+
+    Attributes:
+        outcome: the `Outcome`.
+        changed: the arguments that it changed: {number of the argument: its name}.
+        ends: the state of all arguments of its last call: {number of the argument: state}.
+        left: settings of the interpreter that it left changed, in words.
+        time_s: how long it took.
+    """
+
+    outcome: Outcome
+    changed: dict
+    ends: dict
+    left: list
+    time_s: float
 
 
 def run(fn, case, measure, time_limit_s, quiet=False):
     """Run a function on copies of the arguments of one case.
 
-    The random numbers of Python, NumPy and torch start from fixed seeds, and are put back afterwards.
+    The random numbers of Python, NumPy and torch start from fixed seeds, and are put back afterwards, as are the
+    settings of the interpreter.
 
     Args:
         fn: the function to run.
@@ -48,66 +76,68 @@ def run(fn, case, measure, time_limit_s, quiet=False):
         quiet: whether what it prints is dropped.
 
     Returns:
-        An `Outcome`. Its value is a `Raised` where the function raised or had no result in time.
+        A `Run`. The value of its outcome is a `Raised` where the function raised or had no result in time.
     """
-    arguments = copy.deepcopy(case)
+    arguments, left = copy.deepcopy(case), []
+    watched = fn if inspect.isclass(fn) else _watched(fn)
+
+    def body():
+        with settings_kept(left):
+            return measure(watched, *arguments) if measure else watched(*arguments)
+
+    start_s = time.perf_counter()
+    # Once more round the thread: one that is left behind puts nothing back.
+    with _fixed_seeds(), settings_kept(), contextlib.redirect_stdout(_Page(sys.stdout, quiet)), _silent_errors(quiet):
+        out = _result(fn, body, time_limit_s)
+    outcome = out if isinstance(out, Outcome) else Outcome(out)
+    changed, ends = ({}, {}) if watched is fn else (dict(watched.changed), dict(watched.ends))
+    return Run(outcome, changed, ends, left, time.perf_counter() - start_s)
+
+
+def _watched(fn):
     try:
-        with _fixed_seeds(), _time_limit(time_limit_s), _silence() if quiet else contextlib.nullcontext():
-            out = measure(fn, *arguments) if measure else fn(*arguments)
-    except _TimeUp:
-        return Outcome(Raised("TimeoutError", f"no result within {time_limit_s:g} s"))
-    except (Exception, SystemExit) as error:
-        words = next((line for line in str(error).splitlines() if line.strip()), "")
-        return Outcome(Raised(type(error).__name__, _MACHINE.sub("", words).strip(), _line_of(error, fn)))
-    return out if isinstance(out, Outcome) else Outcome(out)
+        return Watched(fn)
+    except Exception:  # an object that can be called, and fails when it is asked for its name
+        return fn
 
 
-def is_stub(fn):
-    """Whether nobody has written `fn` yet: its body is `...`, `pass`, `return None` or raises NotImplementedError.
-
-    A class is a stub when one of its public methods is a stub.
-    """
-    if fn is None or fn is ...:
-        return True
-    if inspect.isclass(fn):
-        return any(is_stub(v) for k, v in vars(fn).items() if inspect.isfunction(v) and not k.startswith("_"))
-    code = getattr(inspect.unwrap(fn), "__code__", None)
-    if code is None:
-        return False
-    # What the compiler puts before the first statement, in any version of Python from 3.10 on.
-    setup = {"RESUME", "NOP", "CACHE", "PRECALL", "PUSH_NULL", "MAKE_CELL", "COPY_FREE_VARS"}
-    steps = [step for step in dis.get_instructions(code) if step.opname not in setup]
-    if steps[0].argval == "NotImplementedError":
-        return all(step.opname.startswith(("LOAD_", "CALL", "RAISE_")) for step in steps[1:])
-    return len(steps) <= 2 and steps[-1].opname.startswith("RETURN") and steps[0].argval in (None, ...)
+def cases_of(cases):
+    """The list of cases that an exercise was given or a function makes, under the settings that answers start with."""
+    with settings_kept():
+        return in_time(lambda: list(cases() if callable(cases) else cases))
 
 
-class _TimeUp(BaseException):
-    """Raised inside a function that has used up its time; its own `except Exception` does not catch it."""
-
-
-@contextlib.contextmanager
-def _time_limit(seconds):
-    """Raise `_TimeUp` in this thread, between two steps of Python, once the body has run for `seconds`."""
-    # Only an exception raised from outside stops a loop of pure Python; a thread cannot be ended otherwise.
-    thread, lock, done = ctypes.c_ulong(threading.get_ident()), threading.Lock(), threading.Event()
-    raised = threading.Event()
-
-    def watch():
-        if not done.wait(seconds):
-            with lock:
-                if not done.is_set():
-                    raised.set()
-                    ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, ctypes.py_object(_TimeUp))
-
-    threading.Thread(target=watch, daemon=True).start()
+def _result(fn, body, time_limit_s):
     try:
-        yield
-    finally:
-        with lock:
-            done.set()
-        if raised.is_set():  # it comes between two steps of Python: if it has not come yet, take it back
-            ctypes.pythonapi.PyThreadState_SetAsyncExc(thread, None)
+        return in_time(body, time_limit_s)
+    except TimeUp as error:
+        return Raised("TimeoutError", f"no result within {time_limit_s:g} s" + f", {error}" * bool(str(error)))
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:
+        return Raised(type(error).__name__, _first_line(error), _line_of(error, fn))
+
+
+class _Page(io.TextIOBase):
+    """Takes what is printed, and passes on its first `MOST_PRINTED` characters, or nothing if it is to be quiet."""
+
+    def __init__(self, target, quiet):
+        self.target, self.left = target, 0 if quiet else MOST_PRINTED
+
+    def write(self, text):
+        if self.left > 0:
+            self.target.write(text[: self.left])
+            self.left -= len(text)
+            if self.left <= 0:
+                self.target.write("\n… (and more, which is not shown)\n")
+        return len(text)
+
+    def flush(self):
+        self.target.flush()
+
+
+def _silent_errors(quiet):
+    return contextlib.redirect_stderr(io.StringIO()) if quiet else contextlib.nullcontext()
 
 
 @contextlib.contextmanager
@@ -124,15 +154,23 @@ def _fixed_seeds():
             np.random.set_state(arrays)
 
 
-@contextlib.contextmanager
-def _silence():
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-        yield
+def _first_line(error):
+    try:
+        lines = str(error).splitlines()
+    except Exception:  # the answer's own exception, whose text fails
+        return ""
+    return _MACHINE.sub("", next((line for line in lines if line.strip()), "")).strip()
 
 
 def _line_of(error, fn):
     """The line of the cell or file of `fn` that raised, such as "line 3: `x = y[9]`"; "" if none did."""
-    functions = filter(inspect.isfunction, vars(fn).values()) if inspect.isclass(fn) else [inspect.unwrap(fn)]
+    try:
+        functions = filter(inspect.isfunction, vars(fn).values()) if inspect.isclass(fn) else [inspect.unwrap(fn)]
+    except Exception:  # as in `_watched`
+        return ""
     files = {f.__code__.co_filename for f in functions if hasattr(f, "__code__")}
-    own = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename in files]
-    return f"line {own[-1].lineno}: `{own[-1].line}`" if own else ""
+    frames = [(frame.filename, frame.lineno, frame.line) for frame in traceback.extract_tb(error.__traceback__)]
+    if isinstance(error, RankFailed):
+        frames += [found.group("file", "number", "text") for found in _FRAME.finditer(error.details)]
+    own = [f"line {number}: `{line}`" for file, number, line in frames if file in files]
+    return own[-1] if own else ""

@@ -1,10 +1,12 @@
 """Exercises of lesson 00: a ball passed round a table, and a deadlock to mend."""
 
+import numbers
 import time
 
 import torch
 
 from lessons_lib import Links
+from lessons_lib.exercises.compare import as_number
 from lessons_lib.exercises.core import Exercise, Outcome, on_ranks
 
 LATENCY_S = 0.03  # emulated: long against anything a busy machine adds to it
@@ -46,7 +48,8 @@ def _table(fn, world_size, laps):
 
 def _in_words(seconds, world_size, laps):
     """The time, as what takes that long; what is no time stays as it is."""
-    if not isinstance(seconds, float):
+    seconds = as_number(seconds)
+    if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool):
         return seconds
     known = [
         (laps * world_size, "the time of the whole game"),
