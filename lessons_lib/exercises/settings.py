@@ -20,8 +20,14 @@ class Setting:
     quiet: bool = False
 
 
+def _environment():
+    # Torch itself names a folder for what it compiles, when an optimiser takes its first step.
+    return {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
+
+
 def _set_environment(values):
-    os.environ.clear()
+    for name in set(_environment()) - set(values):
+        del os.environ[name]
     os.environ.update(values)
 
 
@@ -37,7 +43,7 @@ SETTINGS = (
     ),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("the working directory", os.getcwd, os.chdir),
-    Setting("os.environ", lambda: dict(os.environ), _set_environment),
+    Setting("os.environ", _environment, _set_environment),
     Setting("sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path)),
     # A module that is imported for the first time may add filters of its own.
     Setting(
