@@ -71,7 +71,6 @@ momentum_step = Exercise(
         edit("theta - lr", "theta + lr", "theta climbs: it moves against b, by −lr · b."),
     ],
     ["Two lines: first b, then theta.", "b ← mu · b + g, and theta moves by −lr times the new b."],
-    scratch=("theta", "b"),
 )
 
 
@@ -170,7 +169,6 @@ adam_step = Exercise(
         "m ← beta1 · m + (1 − beta1) · g, and v in the same way from beta2 and g².",
         "m_hat = m / (1 − beta1**t), v_hat = v / (1 − beta2**t); theta moves by −lr · m_hat / (v_hat.sqrt() + eps).",
     ],
-    scratch=("theta", "m", "v"),
 )
 
 
@@ -238,7 +236,6 @@ adamw_step = Exercise(
         "The line changes theta and nothing else: the gradient, m and v never see the decay.",
         "theta = theta − lr · weight_decay · theta, then Adam's step with the plain g.",
     ],
-    scratch=("theta", "m", "v"),
 )
 
 
@@ -330,5 +327,4 @@ state_bytes = Exercise(
         "sgd 0, momentum 1, rmsprop 1, adam and adamw 2; each has p.numel() numbers of p.element_size() bytes.",
         "Then add 4 bytes for the step counter of each parameter tensor, except for sgd and momentum.",
     ],
-    scratch=("model",),
 )

@@ -364,6 +364,8 @@ wrong = {
     "momentum_step": [
         momentum_of_the_first_step,
         momentum_swapped,
+        momentum_that_moves_the_parameter,
+        momentum_that_overwrites_the_buffer,
         momentum_of_the_gradient,
         momentum_lerped,
         momentum_where_signs_agree,
@@ -379,6 +381,7 @@ wrong = {
         adam_with_powers_as_products,
         adam_of_the_old_means,
         adam_with_amsgrad,
+        adam_that_overwrites_the_means,
         adam_with_nesterov,
         adam_of_the_deviation,
         adam_with_the_larger_of_root_and_eps,
@@ -394,6 +397,7 @@ wrong = {
         adamw_decaying_at_every_other_step,
         adamw_with_a_corrected_decay,
         adamw_of_the_default,
+        adamw_that_overwrites_the_parameter,
         adamw_decaying_the_gradient,
         adamw_decaying_the_step,
         adamw_uncorrected,
@@ -411,5 +415,6 @@ wrong = {
         bytes_of_gradients_too,
         bytes_of_two_moments_in_rmsprop,
         bytes_per_module,
+        bytes_that_freeze_the_model,
     ],
 }
