@@ -1,56 +1,12 @@
 """Exercises of lesson 04: backward of a matrix product, of broadcasting, of the loss, and of a whole graph."""
 
 import functools
+import random
 
 import torch
+from torch.nn import functional
 
-from lessons_lib.autograd import results_first
-from lessons_lib.exercises.core import Exercise, Outcome
-
-
-def matmul_backward(A, B, G):
-    """The gradients (of A, of B), given that of C = A @ B.
-
-    A: (n, k), B: (k, m). G: (n, m), the derivative of the loss with respect to each element of C.
-    Each gradient has the shape of the array that it belongs to.
-    """
-    return G @ B.T, A.T @ G
-
-
-def _without_transposing(A, B, G):
-    """The factors are the right ones, not transposed. Shapes tell: G is (n, m), B (k, m), A's gradient (n, k), so m
-    must be summed over: G @ B.T. Likewise A.T on the other side."""
-    return G @ B, A @ G
-
-
-def _from_the_other_side(A, B, G):
-    """The factors are transposed and on the wrong side. A stood on the left of B, so its gradient has B.T on the right:
-    G @ B.T. And B's has A.T on the left."""
-    return B.T @ G, G @ A.T
-
-
-def _swapped(A, B, G):
-    """Both gradients are right, in the wrong order: return A's first, then B's."""
-    return A.T @ G, G @ B.T
-
-
-def _element_by_element(A, B, G):
-    """That is the rule of ×, element by element. In a matrix product A[i, l] acts on a whole row of C, so its gradient
-    is a sum over that row."""
-    return G * B, G * A
-
-
-def _without_g(A, B, G):
-    """G is not used: that would be right if the loss were the sum of C. In general each element of C counts with its
-    own weight, G[i, j]."""
-    ones = torch.ones_like(G)
-    return ones @ B.T, A.T @ ones
-
-
-def _transposed(A, B, G):
-    """Each gradient comes out transposed. It must have the shape of its own array, A's (n, k) and B's (k, m): (X Y).T =
-    Y.T X.T."""
-    return B @ G.T, G.T @ A
+from lessons_lib.exercises.core import Exercise, Outcome, edit
 
 
 def _draw(*shapes):
@@ -58,17 +14,62 @@ def _draw(*shapes):
     return tuple(torch.randn(shape, generator=dice, dtype=torch.float64) for shape in shapes)
 
 
+def matmul_backward(A, B, G):
+    """The gradients (of A, of B), given that of C = A @ B.
+
+    A: (n, k), B: (k, m). G: (n, m), the derivative of the loss with respect to each element of C.
+    Each gradient has the shape of the array that it belongs to. All three arrays stay as they are.
+    """
+    return G @ B.T, A.T @ G
+
+
 def _matmul_cases():
-    square = tuple(
-        torch.tensor(rows, dtype=torch.float64) for rows in ([[1, 2], [3, 4]], [[0, 1], [5, 2]], [[1, 0], [2, 3]])
-    )
-    return [square, _draw((4, 3), (3, 5), (4, 5)), _draw((1, 6), (6, 1), (1, 1))]
+    """By hand; three sizes; each size 1 in turn; square and drawn; one number; transposed and in float32."""
+    hand = ([[1, 2], [3, 4]], [[0, 1], [5, 2]], [[1, 0], [2, 3]])
+    sizes = [(4, 3, 5), (1, 6, 1), (5, 1, 3), (1, 2, 7), (7, 2, 1), (3, 3, 3), (1, 1, 1)]
+    drawn = [_draw((n, k), (k, m), (n, m)) for n, k, m in sizes]
+    turned = tuple(matrix.T.float() for matrix in _draw((2, 4), (3, 2), (3, 4)))
+    return [tuple(torch.tensor(rows, dtype=torch.float64) for rows in hand), *drawn, turned]
 
 
 matmul_backward = Exercise(
     matmul_backward,
     _matmul_cases,
-    [_without_transposing, _from_the_other_side, _swapped, _element_by_element, _without_g, _transposed],
+    [
+        edit(
+            "G @ B.T, A.T @ G",
+            "G @ B, A @ G",
+            "The factors are the right ones, not transposed. Shapes tell: G is (n, m), B (k, m), A's gradient (n, k), "
+            "so m must be summed over: G @ B.T. Likewise A.T on the other side.",
+        ),
+        edit(
+            "G @ B.T, A.T @ G",
+            "B.T @ G, G @ A.T",
+            "The factors are transposed and on the wrong side. A stood on the left of B, so its gradient has B.T on "
+            "the right: G @ B.T. And B's has A.T on the left.",
+        ),
+        edit(
+            "G @ B.T, A.T @ G", "A.T @ G, G @ B.T", "Both gradients are right, in the wrong order: A's first, then B's."
+        ),
+        edit(
+            "G @ B.T, A.T @ G",
+            "G * B, G * A",
+            "That is the rule of ×, element by element. In a matrix product A[i, l] acts on a whole row of C, so its "
+            "gradient is a sum over that row.",
+        ),
+        edit(
+            "return",
+            "G = torch.ones_like(G)\n    return",
+            "G is not used: that would be right if the loss were the sum of C. In general each element of C counts "
+            "with its own weight, G[i, j].",
+        ),
+        edit(
+            "G @ B.T, A.T @ G",
+            "B @ G.T, G.T @ A",
+            "Each gradient comes out transposed. It must have the shape of its own array, A's (n, k) and B's (k, m): "
+            "(X Y).T = Y.T X.T.",
+        ),
+    ],
     [
         "C[i, j] = Σ_l A[i, l] · B[l, j]. Which elements of C contain A[i, l], and with what factor?",
         "A's gradient at [i, l] is Σ_j G[i, j] · B[l, j]: a matrix product with one of the two transposed.",
@@ -80,8 +81,8 @@ matmul_backward = Exercise(
 def sum_to(g, shape):
     """g, summed over every dimension along which an array of `shape` was broadcast.
 
-    g: a tensor. shape: a tuple that broadcasts to g.shape: dimensions may be missing on the left, and
-    a size may be 1 where g has more. Returns a tensor of exactly `shape`.
+    g: a tensor, which stays as it is. shape: a tuple that broadcasts to g.shape: dimensions may be missing
+    on the left, and a size may be 1 where g has more. Returns a tensor of exactly `shape`.
     """
     while g.dim() > len(shape):
         g = g.sum(0)
@@ -89,36 +90,6 @@ def sum_to(g, shape):
         if size == 1:
             g = g.sum(i, keepdim=True)
     return g
-
-
-def _left_only(g, shape):
-    """Missing dimensions are summed; sizes of 1 are not. An array of shape (3, 1) was stretched along its last
-    dimension: sum over that one too, with keepdim=True."""
-    while g.dim() > len(shape):
-        g = g.sum(0)
-    return g
-
-
-def _ones_only(g, shape):
-    """Sizes of 1 are summed; missing dimensions are not. A bias of shape (m,) under a batch (N, m) was repeated N
-    times: while g has more dimensions than shape, sum over the first."""
-    for i in range(1, len(shape) + 1):
-        if shape[-i] == 1:
-            g = g.sum(-i, keepdim=True)
-    return g
-
-
-def _dropped(g, shape):
-    """The sums are right, but dimensions of size 1 are gone: (3, 1) is not (3,). Sum with keepdim=True."""
-    while g.dim() > len(shape):
-        g = g.sum(0)
-    return g.sum([i for i, size in enumerate(shape) if size == 1]) if 1 in shape else g
-
-
-def _mean_to(g, shape):
-    """You average. Each copy of a repeated element adds its own part to the loss, so their gradients add: sum."""
-    out = sum_to.reference(g, shape)
-    return out * (out.numel() / g.numel())
 
 
 def _first_of_each(g, shape):
@@ -130,32 +101,63 @@ def _first_of_each(g, shape):
     return g
 
 
-def _matched_from_the_left(g, shape):
-    """Broadcasting lines shapes up from the right: what is missing is missing on the left. Sum over the first
-    dimensions of g, not the last."""
-    while g.dim() > len(shape):
-        g = g.sum(-1)
-    for i, size in enumerate(shape):
-        g = g.sum(i, keepdim=True) if size == 1 else g
-    return g
-
-
-def _unchanged(g, shape):
-    """g comes back as it was. It has the shape of the result; the gradient must have the shape of the source."""
-    return g
-
-
 def _sum_to_cases():
-    (g,) = _draw((3, 3, 3))
+    """By hand; a cube, whose wrong sides fit as well; four sizes; 1 in g too; nothing in g; float32, transposed."""
+    cube, table, box, row = _draw((3, 3, 3), (2, 4), (2, 3, 1, 4), (1, 5))
     small = torch.tensor([[1.0, 2.0], [3.0, 4.0]], dtype=torch.float64)
-    shapes = [(3,), (1, 3), (3, 1), (1, 3, 1), (), (3, 3, 3), (1, 1, 1)]
-    return [(small, (2,)), (small, (2, 1)), (small, ()), *((g, shape) for shape in shapes)]
+    shapes = {
+        small: [(2,), (2, 1), ()],
+        cube: [(3,), (1, 3), (3, 1), (1, 3, 1), (3, 1, 1), (), (3, 3, 3), (1, 1, 1)],
+        box: [(4,), (3, 1, 1), (3, 1, 4), (1, 1, 1, 1), (2, 1, 1, 1), (1, 3, 1, 4), (1,)],
+        row: [(5,), (1, 5), (1, 1), (1,), ()],
+        table[0]: [(4,), (1,), ()],
+        table[0, 0]: [()],
+        table[:0]: [(4,), (1, 4), (0, 1)],
+        cube[0].T.float(): [(3,), (3, 1)],
+    }
+    return [(g, shape) for g, own in shapes.items() for shape in own]
 
 
 sum_to = Exercise(
     sum_to,
     _sum_to_cases,
-    [_left_only, _ones_only, _dropped, _mean_to, _first_of_each, _matched_from_the_left, _unchanged],
+    [
+        edit(
+            "if size == 1",
+            "if False",
+            "Missing dimensions are summed; sizes of 1 are not. An array of shape (3, 1) was stretched along its last "
+            "dimension: sum over that one too, with keepdim=True.",
+        ),
+        edit(
+            "    while g.dim() > len(shape):\n        g = g.sum(0)\n",
+            "",
+            "enumerate(shape)",
+            "enumerate(shape, -len(shape))",
+            "Sizes of 1 are summed; missing dimensions are not. A bias of shape (m,) under a batch (N, m) was repeated "
+            "N times: while g has more dimensions than shape, sum over the first.",
+        ),
+        edit(
+            "enumerate(shape)",
+            "reversed([*enumerate(shape)])",
+            ", keepdim=True",
+            "",
+            "The sums are right, but dimensions of size 1 are gone: (3, 1) is not (3,). Sum with keepdim=True.",
+        ),
+        edit(
+            "g.sum(0)",
+            "g.mean(0)",
+            "g.sum(i",
+            "g.mean(i",
+            "You average. Each copy of a repeated element adds its own part to the loss, so their gradients add: sum.",
+        ),
+        edit(
+            "g.sum(0)",
+            "g.sum(-1)",
+            "Broadcasting lines shapes up from the right: what is missing is missing on the left. Sum over the first "
+            "dimensions of g, not the last.",
+        ),
+        _first_of_each,
+    ],
     [
         "Two kinds of dimension were stretched: those that `shape` does not have at all, on the left, and those where "
         "it has size 1.",
@@ -169,71 +171,36 @@ def cross_entropy_backward(z, y, g):
     """The gradient of the logits, (N, C), given g, that of the loss.
 
     The loss is the mean over N samples of -log softmax(z)[i, y[i]]. z: logits (N, C), of any size.
-    y: class numbers (N,). g: one number (a 0-dim tensor).
+    y: class numbers (N,). g: one number (a 0-dim tensor). The result has z's dtype; z, y and g stay as they are.
     """
     N, C = z.shape
     P = z.softmax(1)
-    Y = torch.eye(C, dtype=z.dtype)[y]
+    Y = functional.one_hot(y, C)
     return g * (P - Y) / N
-
-
-def _one_hot(z, y):
-    return torch.eye(z.shape[1], dtype=z.dtype)[y]
-
-
-def _not_averaged(z, y, g):
-    """N times too large: the loss is a mean over N samples, so each contributes a share of 1/N."""
-    return g * (z.softmax(1) - _one_hot(z, y))
-
-
-def _averaged_over_all(z, y, g):
-    """Divided by N · C. The mean is over samples; a sample's loss is one number, however many the classes."""
-    return g * (z.softmax(1) - _one_hot(z, y)) / z.numel()
-
-
-def _wrong_sign(z, y, g):
-    """The sign is turned round: raising the logit of the right class must lower the loss, so its gradient p − 1 is
-    negative."""
-    return g * (_one_hot(z, y) - z.softmax(1)) / len(z)
-
-
-def _alone(z, y, g):
-    """g is not used. The loss may stand inside something larger, such as a weighted sum: multiply by g."""
-    return (z.softmax(1) - _one_hot(z, y)) / len(z)
-
-
-def _along_the_batch(z, y, g):
-    """Your softmax runs down the batch. Each sample, a row, has its own probabilities: dim=1."""
-    return g * (z.softmax(0) - _one_hot(z, y)) / len(z)
 
 
 def _overflows(z, y, g):
     """Right for small logits; for large ones exp overflows and inf/inf is not a number. Use z.softmax(1), or subtract
     each row's maximum first."""
     e = z.exp()
-    return g * (e / e.sum(1, keepdim=True) - _one_hot(z, y)) / len(z)
-
-
-def _right_class_only(z, y, g):
-    """Only the right class gets a gradient. The log of the sum depends on every logit: the wrong classes get p, and are
-    pushed down."""
-    return g * _one_hot(z, y) * (z.softmax(1) - 1) / len(z)
-
-
-def _logits_for_probabilities(z, y, g):
-    """The logits stand where their softmax belongs: P − Y, with P = z.softmax(1)."""
-    return g * (z - _one_hot(z, y)) / len(z)
+    return g * (e / e.sum(1, keepdim=True) - functional.one_hot(y, z.shape[1])) / len(z)
 
 
 def _cross_entropy_cases():
-    z, small = _draw((6, 10), (2, 3))
+    """Two samples; other g; huge logits; one sample; the last class in no sample, or in all; one class; float32."""
+    z, small, square = _draw((6, 10), (2, 3), (4, 4))
     y, one = torch.tensor([3, 0, 9, 9, 1, 5]), torch.tensor(1.0, dtype=torch.float64)
     return [
         (small, torch.tensor([2, 0]), one),
         (z, y, one),
         (z, y, -2.5 * one),
+        (z, y, 0 * one),
         (1000 * z, y, one),
         (z[:1], y[:1], one),
+        (square, torch.tensor([0, 1, 0, 1]), one / 3),
+        (square.T, torch.tensor([3, 3, 3, 3]), one),
+        (square[:, :1], torch.tensor([0, 0, 0, 0]), one),
+        (z.float(), y, one.float() / 7),
     ]
 
 
@@ -241,14 +208,36 @@ cross_entropy_backward = Exercise(
     cross_entropy_backward,
     _cross_entropy_cases,
     [
-        _not_averaged,
-        _averaged_over_all,
-        _wrong_sign,
-        _alone,
-        _along_the_batch,
+        edit(" / N", "", "N times too large: the loss is a mean over N samples, so each contributes a share of 1/N."),
+        edit(
+            "/ N",
+            "/ z.numel()",
+            "Divided by N · C. The mean is over samples; a sample's loss is one number, however many the classes.",
+        ),
+        edit(
+            "P - Y",
+            "Y - P",
+            "The sign is turned round: raising the logit of the right class must lower the loss, so its gradient p − 1 "
+            "is negative.",
+        ),
+        edit(
+            "g * ",
+            "",
+            "g is not used. The loss may stand inside something larger, such as a weighted sum: multiply by g.",
+        ),
+        edit(
+            "softmax(1)",
+            "softmax(0)",
+            "Your softmax runs down the batch. Each sample, a row, has its own probabilities: dim=1.",
+        ),
+        edit(
+            "(P - Y)",
+            "Y * (P - 1)",
+            "Only the right class gets a gradient. The log of the sum depends on every logit: the wrong classes get p, "
+            "and are pushed down.",
+        ),
+        edit("P - Y", "z - Y", "The logits stand where their softmax belongs: P − Y, with P = z.softmax(1)."),
         _overflows,
-        _right_class_only,
-        _logits_for_probabilities,
     ],
     [
         "Write the loss of one sample as log Σ_k exp(z_k) − z_y, and differentiate with respect to z_k.",
@@ -263,15 +252,14 @@ def gradients(loss):
 
     node.edges is a list of pairs (source, pull): pull(g) gives what the gradient g of the node
     contributes to the gradient of the source. loss.data is one number. Each pull may be called once.
-    The graph may be 10,000 nodes deep.
+    The graph may be 10,000 nodes deep, and two edges may lead to one source. A gradient of 0 counts like any other.
     """
-    missing, found = {loss: 0}, [loss]
+    missing, found = {}, [loss]
     for node in found:  # the list grows while we walk along it
         for source, _ in node.edges:
             if source not in missing:
-                missing[source] = 0
                 found.append(source)
-            missing[source] += 1
+            missing[source] = missing.get(source, 0) + 1
     grads, ready = {loss: torch.ones_like(loss.data)}, [loss]
     while ready:
         node = ready.pop()
@@ -281,29 +269,6 @@ def gradients(loss):
             missing[source] -= 1
             if missing[source] == 0:
                 ready.append(source)
-    return grads
-
-
-def _overwrites(loss):
-    """A node with several results keeps the part of the last one only. Parts add: keep what has arrived and add to
-    it."""
-    grads = {loss: torch.ones_like(loss.data)}
-    for node in results_first(loss):
-        for source, pull in node.edges:
-            grads[source] = pull(grads[node])
-    return grads
-
-
-def _in_place(loss):
-    """`+=` writes into the tensor that is there, and a pull may hand on the very tensor it was given (that of + does):
-    then other nodes' gradients change too. Write `a = a + part`, which makes a new one."""
-    grads = {loss: torch.ones_like(loss.data)}
-    for node in results_first(loss):
-        for source, pull in node.edges:
-            if source in grads:
-                grads[source] += pull(grads[node])
-            else:
-                grads[source] = pull(grads[node])
     return grads
 
 
@@ -359,31 +324,16 @@ def _every_path_by_recursion(loss):
 def _by_recursion(loss):
     """Values and order are right; the depth is not: Python stops nested calls at about a thousand. Keep a list of nodes
     still to be visited instead."""
-    order, seen = [], set()
-
-    def visit(node):
-        if node not in seen:
-            seen.add(node)
-            for source, _ in node.edges:
-                visit(source)
-            order.append(node)
-
-    visit(loss)
     grads = {loss: torch.ones_like(loss.data)}
-    for node in reversed(order):
+
+    @functools.cache  # each node once
+    def visit(node):
+        return [*[each for source, _ in node.edges for each in visit(source)], node]
+
+    for node in reversed(dict.fromkeys(visit(loss))):
         for source, pull in node.edges:
             grads[source] = grads.get(source, 0) + pull(grads[node])
     return grads
-
-
-def _started_at_zero(loss):
-    """All gradients are zero: the loss's own gradient, with which it begins, is 1."""
-    return {node: torch.zeros_like(loss.data) for node in gradients.reference(loss)}
-
-
-def _leaves_only(loss):
-    """The values are right, but only for nodes without edges. The gradients in between are asked for too."""
-    return {node: g for node, g in gradients.reference(loss).items() if not node.edges}
 
 
 class _Node:
@@ -400,8 +350,16 @@ class _Node:
 
 _GRAPHS = {
     "chain": {"a": [], "h": [("a", 2.0)], "loss": [("h", 3.0)]},
+    "loss alone": {"loss": []},
     "fork": {"a": [], "h": [("a", 2.0)], "k": [("a", 5.0)], "loss": [("h", 1), ("k", 1)]},
     "two sums": {"a": [], "b": [], "h": [("a", 1), ("b", 1)], "loss": [("h", 1), ("a", 1)]},
+    "zeros": {
+        "a": [],
+        "h": [("a", 3.0)],
+        "k": [("h", 1)],
+        "m": [("h", -1.0)],
+        "loss": [("k", 1), ("m", 1), ("a", 0.0)],
+    },
     "shortcuts": {
         "a": [],
         "b": [],
@@ -414,9 +372,16 @@ _GRAPHS = {
 }
 
 
+def _drawn_graph(seed):
+    """Twelve nodes; each has edges to a few earlier ones, the same one twice at times."""
+    dice = random.Random(seed)
+    edges = {i: dice.choices(range(i), k=dice.randint(1, 4)) if i > 2 else [] for i in range(12)}
+    return {f"n{i}": [(f"n{source}", dice.choice([1, 2.0, -0.5])) for source in own] for i, own in edges.items()}
+
+
 def _try_on(fn, graph):
     nodes = {}
-    for name, edges in _GRAPHS[graph].items():
+    for name, edges in (_GRAPHS.get(graph) or _drawn_graph(graph)).items():
         nodes[name] = _Node([(nodes[source], factor) for source, factor in edges])
     grads = fn(nodes[name])
     if not isinstance(grads, dict):
@@ -432,22 +397,36 @@ def _number(g):
 
 gradients = Exercise(
     gradients,
-    [(name,) for name in _GRAPHS],
+    [*((name,) for name in _GRAPHS), *((seed,) for seed in range(4))],
     [
-        _overwrites,
-        _in_place,
+        edit(
+            "grads[source] + part if source in grads else part",
+            "part",
+            "A node with several results keeps the part of the last one only. Parts add: keep what has arrived and add "
+            "to it.",
+        ),
+        edit(
+            "grads[source] = grads[source] + part if source in grads else part",
+            "grads[source] = grads[source].add_(part) if source in grads else part",
+            "`+=` writes into the tensor that is there, and a pull may hand on the very tensor it was given (that of + "
+            "does): then other nodes' gradients change too. Write `a = a + part`, which makes a new one.",
+        ),
         _as_soon_as_reached,
         _nearest_first,
         _every_path,
         _every_path_by_recursion,
         _by_recursion,
-        _started_at_zero,
-        _leaves_only,
+        edit("ones_like", "zeros_like", "All gradients are zero: the loss's own gradient, with which it begins, is 1."),
+        edit(
+            "return grads",
+            "return {node: g for node, g in grads.items() if not node.edges}",
+            "The values are right, but only for nodes without edges. The gradients in between are asked for too.",
+        ),
     ],
     [
-        "Two walks. The first goes from the loss to all sources and counts, for each node, the edges that lead to it.",
-        "The second starts at the loss with gradient 1. Take a node that is ready, pull each of its edges, add the "
-        "part to the source, and take one off the source's count.",
+        "A node may hand its gradient on when all its results have delivered theirs. How can it know that?",
+        "Walk twice. First from the loss to all sources: count, for each node, the edges that lead to it. Then from "
+        "the loss again: take a node that is ready, pull each edge, add the part to the source, lower its count by 1.",
         "A source whose count has come to 0 is ready. The first walk needs a list that grows, the second a list of "
         "ready nodes; neither calls itself.",
     ],
