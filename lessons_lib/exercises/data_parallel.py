@@ -5,8 +5,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from lessons_lib.exercises.core import Exercise, Outcome, by_rank
-from lessons_lib.launch import launch
+from lessons_lib.exercises.core import Exercise, Outcome, edit, on_ranks
 
 # --- broadcast_start: one start for all ------------------------------------------------------------------------------
 
@@ -15,43 +14,6 @@ def broadcast_start(comm, module):
     """Overwrite this rank's `module` with rank 0's, in place: every parameter and every buffer."""
     for tensor in [*module.parameters(), *module.buffers()]:
         comm.broadcast(tensor)
-
-
-def _forgets_the_buffers(comm, module):
-    """The parameters agree, the buffers don't: running statistics of batch norm are state too, and no gradient will
-    ever repair them. `module.buffers()` lists them."""
-    for tensor in module.parameters():
-        comm.broadcast(tensor)
-
-
-def _trained_only(comm, module):
-    """A frozen parameter gets no gradient, so nothing will bring it together later. It has to be broadcast as well:
-    leave `requires_grad` out of it."""
-    for tensor in [*[p for p in module.parameters() if p.requires_grad], *module.buffers()]:
-        comm.broadcast(tensor)
-
-
-def _mean_of_all_starts(comm, module):
-    """The mean of four random starts is not rank 0's start: it has half the spread that the initialisation chose. One
-    rank's weights should go to all, and that is a broadcast."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if tensor.is_floating_point():
-            comm.all_reduce(tensor, op="mean")
-
-
-def _every_rank_in_turn(comm, module):
-    """Right, and only because rank 0 came first: from then on the others send what they have just got, and N times the
-    bytes travel. One broadcast is enough: `src` is 0 for all ranks."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        for src in range(comm.world_size):
-            comm.broadcast(tensor, src=src)
-
-
-def _copies(comm, module):
-    """`clone()` makes new memory: the broadcast filled the copy, and the module still has its own numbers. Hand over
-    the parameter itself."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        comm.broadcast(tensor.clone())
 
 
 def _one_after_the_other(comm, module):
@@ -74,36 +36,67 @@ def _zero_and_sum(comm, module):
         comm.all_reduce(tensor)
 
 
-def _started(comm, fn):
-    """What `fn` leaves of a module whose every number depends on the rank."""
+def _started(comm, fn, width):
+    """What `fn` leaves in the tensors of a module whose every number depends on the rank, and of what it replaces."""
     torch.manual_seed(comm.rank)
-    module = nn.Sequential(nn.Linear(12, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3))
-    module[2].requires_grad_(False)
-    module(torch.randn(4 + comm.rank, 12))
+    module = nn.Sequential(nn.Linear(12, width), nn.BatchNorm1d(width), nn.Linear(width, 3).double())
+    module[0].requires_grad_(False)
+    module[1](torch.randn(4 + comm.rank, width))
     module[1].num_batches_tracked += comm.rank
+    before = module.state_dict(keep_vars=True)
+    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
     fn(comm, module)
-    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    after = module.state_dict(keep_vars=True)
+    return {
+        **{name: tensor.detach().clone() for name, tensor in before.items()},
+        "replaced by others": [name for name, tensor in before.items() if after.get(name) is not tensor],
+        "is still trained": trained == [name for name, p in module.named_parameters() if p.requires_grad],
+    }
 
 
-def _run_start(fn, world_size):
-    results = launch(_started, fn, world_size=world_size)
-    sent = [ledger.bytes_sent for ledger in results.ledgers]
-    return Outcome(by_rank(results), {"bytes sent by all ranks": sum(sent), "bytes sent by one rank": max(sent)})
+def _run_start(fn, world_size, width):
+    costs = ["bytes sent by all ranks", "bytes sent by a rank", "bytes received by a rank"]
+    return on_ranks(_started, fn, width, world_size=world_size, costs=costs)
 
 
 broadcast_start = Exercise(
     broadcast_start,
-    cases=[(4,)],
+    cases=[(4, 8), (1, 3), (3, 5)],
     outcome=_run_start,
-    may_be_cheaper=True,  # a chain spares rank 0, and takes longer
     rtol=0.0,
     atol=0.0,
+    may_be_cheaper=True,  # along a chain no rank sends more than once
     mistakes=[
-        _forgets_the_buffers,
-        _trained_only,
-        _mean_of_all_starts,
-        _every_rank_in_turn,
-        _copies,
+        edit(
+            "[*module.parameters(), *module.buffers()]",
+            "module.parameters()",
+            "The parameters agree, the buffers don't: running statistics of batch norm are state too, and no gradient "
+            "will ever repair them. `module.buffers()` lists them.",
+        ),
+        edit(
+            "*module.parameters(), ",
+            "*[p for p in module.parameters() if p.requires_grad], ",
+            "A frozen parameter gets no gradient, so nothing will bring it together later. It has to be broadcast as "
+            "well: leave `requires_grad` out of it.",
+        ),
+        edit(
+            "comm.broadcast(tensor)",
+            'comm.all_reduce(tensor, op="mean") if tensor.is_floating_point() else None',
+            "The mean of all random starts is not rank 0's start: of four starts it has half the spread that the "
+            "initialisation chose. One rank's weights should go to all, and that is a broadcast.",
+        ),
+        edit(
+            "comm.broadcast(tensor)",
+            "[comm.broadcast(tensor, src=src) for src in range(comm.world_size)]",
+            "Right, and only because rank 0 came first: from then on the others send what they have just got, and N "
+            "times the bytes travel. One broadcast is enough: `src` is 0 for all ranks.",
+        ),
+        edit(
+            "comm.broadcast(tensor)",
+            "comm.broadcast(tensor.clone())",
+            "`clone()` makes new memory: the broadcast filled the copy, and the module still has its own numbers. Hand "
+            "over the parameter itself.",
+        ),
         _one_after_the_other,
         _zero_and_sum,
     ],
@@ -121,56 +114,13 @@ broadcast_start = Exercise(
 def weighted_mean(comm, gradient, num_samples):
     """Return g = Σ_k n_k g_k / Σ_k n_k on every rank.
 
-    gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss.
-    num_samples: n_k, which may be 0.
+    gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss. It stays as it is.
+    num_samples: n_k, which may be 0 (then g_k is 0 too), but not on all ranks.
     """
-    mean = gradient * num_samples
-    total = torch.tensor([num_samples], dtype=gradient.dtype)
+    mean, total = gradient * num_samples, gradient.new_tensor([num_samples])
     comm.all_reduce(mean)
     comm.all_reduce(total)
     return mean / total
-
-
-def _plain_mean(comm, gradient, num_samples):
-    """The plain mean is right only while all shares are equal: it gives a sample of a small share more say than one of
-    a large share. Multiply by n_k before you add."""
-    comm.all_reduce(gradient, op="mean")
-    return gradient
-
-
-def _weighs_too_late(comm, gradient, num_samples):
-    """After the all-reduce the gradients are mixed, and each rank multiplies the mix by its *own* n_k: the replicas
-    differ from now on. Weigh before the sum."""
-    total = torch.tensor([num_samples], dtype=gradient.dtype)
-    comm.all_reduce(gradient)
-    comm.all_reduce(total)
-    return gradient * num_samples / total
-
-
-def _sum_not_divided(comm, gradient, num_samples):
-    """That is Σ n_k g_k. It is as many times too long as there are samples: divide by Σ n_k, which is a sum over all
-    ranks too."""
-    weighted = gradient * num_samples
-    comm.all_reduce(weighted)
-    return weighted
-
-
-def _divides_twice(comm, gradient, num_samples):
-    """`op="mean"` has divided by the number of ranks, and then you divide by the number of samples. Only the second is
-    wanted: reduce with the default sum."""
-    weighted = gradient * num_samples
-    total = torch.tensor([num_samples], dtype=gradient.dtype)
-    comm.all_reduce(weighted, op="mean")
-    comm.all_reduce(total)
-    return weighted / total
-
-
-def _divides_by_ranks(comm, gradient, num_samples):
-    """Σ n_k g_k is a sum over samples, so it has to be divided by the number of samples of all ranks, not by the number
-    of ranks."""
-    weighted = gradient * num_samples
-    comm.all_reduce(weighted, op="mean")
-    return weighted
 
 
 def _own_count(comm, gradient, num_samples):
@@ -190,27 +140,60 @@ def _gathers_everything(comm, gradient, num_samples):
     return (counts[:, None] * everyone[:, :-1]).sum(0) / counts.sum()
 
 
-def _weighted(comm, fn, shares):
+def _weighted(comm, fn, shares, dtype):
     generator = torch.Generator().manual_seed(comm.rank)
-    gradient = torch.randn(60, generator=generator, dtype=torch.float64)
+    gradient = torch.randn(60, generator=generator, dtype=dtype)
     return fn(comm, gradient * (shares[comm.rank] > 0), shares[comm.rank])
 
 
-def _run_weighted(fn, shares):
-    results = launch(_weighted, fn, shares, world_size=len(shares))
-    return Outcome(by_rank(results), {"bytes sent by all ranks": sum(each.bytes_sent for each in results.ledgers)})
+def _run_weighted(fn, shares, dtype):
+    costs = ["bytes sent by all ranks", "bytes received by a rank"]
+    return on_ranks(_weighted, fn, shares, dtype, world_size=len(shares), costs=costs)
 
 
 weighted_mean = Exercise(
     weighted_mean,
-    cases=[((40, 8, 8, 8),), ((5, 0, 3),)],
+    cases=[((40, 8, 8, 8), torch.float64), ((5, 0, 3), torch.float32), ((7,), torch.float64), ((1, 2), torch.float32)],
     outcome=_run_weighted,
+    slack=1.1,  # a count may travel as an integer of eight bytes
+    may_be_cheaper=True,
     mistakes=[
-        _plain_mean,
-        _weighs_too_late,
-        _sum_not_divided,
-        _divides_twice,
-        _divides_by_ranks,
+        edit(
+            "comm.all_reduce(mean)",
+            'mean = gradient.clone()\n    comm.all_reduce(mean, op="mean")',
+            "mean / total",
+            "mean",
+            "The plain mean is right only while all shares are equal: it gives a sample of a small share more say than "
+            "one of a large share. Multiply by n_k before you add.",
+        ),
+        edit(
+            "gradient * num_samples,",
+            "gradient.clone(),",
+            "mean / total",
+            "mean * num_samples / total",
+            "After the all-reduce the gradients are mixed, and each rank multiplies the mix by its *own* n_k: the "
+            "replicas differ from now on. Weigh before the sum.",
+        ),
+        edit(
+            "mean / total",
+            "mean",
+            "That is Σ n_k g_k. It is as many times too long as there are samples: divide by Σ n_k, which is a sum "
+            "over all ranks too.",
+        ),
+        edit(
+            "comm.all_reduce(mean)",
+            'comm.all_reduce(mean, op="mean")',
+            '`op="mean"` has divided by the number of ranks, and then you divide by the number of samples. Only the '
+            "second is wanted: reduce with the default sum.",
+        ),
+        edit(
+            "comm.all_reduce(mean)",
+            'comm.all_reduce(mean, op="mean")',
+            "mean / total",
+            "mean",
+            "Σ n_k g_k is a sum over samples, so it has to be divided by the number of samples of all ranks, not by "
+            "the number of ranks.",
+        ),
         _own_count,
         _gathers_everything,
     ],
@@ -228,16 +211,17 @@ weighted_mean = Exercise(
 def average_in_buckets(comm, gradients, cap_bytes):
     """Replace every gradient by its mean over the ranks, in place, with few all-reduces.
 
-    gradients: list of tensors of any shape, in the order of the layers.
+    gradients: list of contiguous tensors of one dtype and any shape, in the order of the layers. They themselves
+        get the means: others in their place are of no use to whoever holds them.
     cap_bytes: no all-reduce is larger, unless a single gradient is: that one goes alone.
     """
-    buckets, size_bytes = [[]], 0
+    buckets, room_bytes = [], -1  # no room for an empty gradient either: the first one opens a bucket
     for gradient in reversed(gradients):
-        if buckets[-1] and size_bytes + gradient.nbytes > cap_bytes:
+        if gradient.nbytes > room_bytes:
             buckets.append([])
-            size_bytes = 0
+            room_bytes = cap_bytes
         buckets[-1].append(gradient)
-        size_bytes += gradient.nbytes
+        room_bytes -= gradient.nbytes
     for bucket in buckets:
         flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
         comm.all_reduce(flat, op="mean")
@@ -246,73 +230,11 @@ def average_in_buckets(comm, gradients, cap_bytes):
             gradient.copy_(part.view_as(gradient))
 
 
-def _filled(gradients, cap_bytes, size=lambda gradient: gradient.nbytes):
-    """The reference's buckets, for the mistakes that come after filling them."""
-    buckets, filled = [[]], 0
-    for gradient in reversed(gradients):
-        if buckets[-1] and filled + size(gradient) > cap_bytes:
-            buckets.append([])
-            filled = 0
-        buckets[-1].append(gradient)
-        filled += size(gradient)
-    return buckets
-
-
-def _reduce(comm, bucket, op="mean"):
-    flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-    comm.all_reduce(flat, op=op)
-    for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-        gradient.copy_(part.view_as(gradient))
-
-
 def _one_call_each(comm, gradients, cap_bytes):
     """Right, and every tensor pays the latency of an all-reduce of its own. Join neighbours with `torch.cat` as long as
     they fit under `cap_bytes`."""
     for gradient in gradients:
         comm.all_reduce(gradient, op="mean")
-
-
-def _one_bucket_for_all(comm, gradients, cap_bytes):
-    """One bucket has the fewest calls, but it can only leave when the very last gradient is there, so that nothing
-    overlaps. Close a bucket before it grows beyond `cap_bytes`."""
-    _reduce(comm, gradients)
-
-
-def _loses_the_last_bucket(comm, gradients, cap_bytes):
-    """A bucket is reduced when the next gradient no longer fits, and after the loop one bucket is left over: its
-    gradients are still those of their own rank."""
-    for bucket in _filled(gradients, cap_bytes)[:-1]:
-        _reduce(comm, bucket)
-
-
-def _never_copied_back(comm, gradients, cap_bytes):
-    """`torch.cat` copies: the mean is in the flat tensor, and the gradients don't know it. Split the flat tensor and
-    `copy_` each part back."""
-    for bucket in _filled(gradients, cap_bytes):
-        comm.all_reduce(torch.cat([gradient.reshape(-1) for gradient in bucket]), op="mean")
-
-
-def _copied_back_in_another_order(comm, gradients, cap_bytes):
-    """The parts come back in another order than they went in, so gradients get numbers of their neighbours. Go through
-    the same list both times."""
-    for bucket in _filled(gradients, cap_bytes):
-        flat = torch.cat([gradient.reshape(-1) for gradient in bucket])
-        comm.all_reduce(flat, op="mean")
-        bucket = bucket[::-1]
-        for gradient, part in zip(bucket, flat.split([gradient.numel() for gradient in bucket]), strict=True):
-            gradient.copy_(part.view_as(gradient))
-
-
-def _sum_of_buckets(comm, gradients, cap_bytes):
-    """The gradients are the sum over ranks: as many times too long as there are ranks. `op="mean"`."""
-    for bucket in _filled(gradients, cap_bytes):
-        _reduce(comm, bucket, op="sum")
-
-
-def _cap_in_elements(comm, gradients, cap_bytes):
-    """The cap is in bytes: a float32 number takes four. `gradient.nbytes`, not `gradient.numel()`."""
-    for bucket in _filled(gradients, cap_bytes, size=lambda gradient: gradient.numel()):
-        _reduce(comm, bucket)
 
 
 def _averaged(comm, fn, shapes, cap_bytes):
@@ -326,34 +248,70 @@ def _averaged(comm, fn, shapes, cap_bytes):
         return reduce(tensor, *args, **options)
 
     comm.all_reduce = noted
-    fn(comm, gradients, cap_bytes)
-    return gradients, max(0, max(sizes) - max(cap_bytes, *(gradient.nbytes for gradient in gradients)))
+    fn(comm, list(gradients), cap_bytes)
+    allowed = max([cap_bytes, *(gradient.nbytes for gradient in gradients)])
+    return gradients, max(0, max(sizes) - allowed), sum(comm.ledger.calls.values())
 
 
-def _run_buckets(fn, shapes, cap_bytes):
-    results = launch(_averaged, fn, shapes, cap_bytes, world_size=3)
+def _run_buckets(fn, world_size, shapes, cap_bytes):
+    ran = on_ranks(_averaged, fn, shapes, cap_bytes, world_size=world_size, costs=["bytes sent by all ranks"])
+    gradients, beyond, calls = ({rank: result[item] for rank, result in ran.value.items()} for item in range(3))
     cost = {
-        "collective calls of a rank": sum(results.ledgers[0].calls.values()),
-        "bytes beyond cap_bytes in one all-reduce": max(over for _, over in results),
-        "bytes sent by all ranks": sum(ledger.bytes_sent for ledger in results.ledgers),
+        "collective calls of a rank": max(calls.values()),
+        "bytes beyond cap_bytes in one all-reduce": max(beyond.values()),
     }
-    return Outcome(by_rank([gradients for gradients, _ in results]), cost)
+    return Outcome(gradients, cost | ran.cost)
 
 
 _MLP_SHAPES = [(6, 8), (6,), (6, 6), (6,), (6, 6), (6,), (3, 6), (3,)]
 
 average_in_buckets = Exercise(
     average_in_buckets,
-    cases=[(_MLP_SHAPES, 200), ([(5, 30), (5,), (4, 5), (4,)], 120)],
+    cases=[
+        (3, _MLP_SHAPES, 200),
+        (2, [(5, 30), (5,), (4, 5), (4,)], 120),
+        (2, [(2,), (), (3,), (4,), (6,), (0,)], 40),  # buckets of exactly the cap, and an empty gradient
+        (1, [(4,), (2, 3), (7,), (30,)], 44),  # the largest is the first to be there
+    ],
     outcome=_run_buckets,
     mistakes=[
         _one_call_each,
-        _one_bucket_for_all,
-        _loses_the_last_bucket,
-        _never_copied_back,
-        _copied_back_in_another_order,
-        _sum_of_buckets,
-        _cap_in_elements,
+        edit(
+            "gradient.nbytes > room_bytes",
+            "not buckets",
+            "One bucket has the fewest calls, but it can only leave when the very last gradient is there, so that "
+            "nothing overlaps. Close a bucket before it grows beyond `cap_bytes`.",
+        ),
+        edit(
+            "for bucket in buckets:",
+            "for bucket in buckets[:-1]:",
+            "A bucket is reduced when the next gradient no longer fits, and after the loop one bucket is left over: "
+            "its gradients are still those of their own rank.",
+        ),
+        edit(
+            "gradient.copy_(part.view_as(gradient))",
+            "pass",
+            "`torch.cat` copies: the mean is in the flat tensor, and the gradients don't know it. Split the flat "
+            "tensor and `copy_` each part back.",
+        ),
+        edit(
+            "gradient.copy_(part.view_as(gradient))",
+            "gradients[[id(g) for g in gradients].index(id(gradient))] = part.view_as(gradient)",
+            "The list has new tensors now, and the old ones are those that the optimiser steps with. `copy_` each part "
+            "into its gradient.",
+        ),
+        edit(
+            'op="mean"',
+            'op="sum"',
+            'The gradients are the sum over ranks: as many times too long as there are ranks. `op="mean"`.',
+        ),
+        edit(
+            "gradient.nbytes > room_bytes",
+            "gradient.numel() > room_bytes",
+            "room_bytes -= gradient.nbytes",
+            "room_bytes -= gradient.numel()",
+            "The cap is in bytes: a float32 number takes four. `gradient.nbytes`, not `gradient.numel()`.",
+        ),
     ],
     hints=[
         "Two steps: first decide which gradients share a bucket, then treat each bucket.",
@@ -368,7 +326,11 @@ average_in_buckets = Exercise(
 
 
 def backward_with_overlap(comm, model, loss):
-    """Run backward, reducing each gradient while the rest is computed: `.grad` is the mean."""
+    """Run backward once, reducing each gradient while the rest is computed: `.grad` is the mean.
+
+    Every parameter gets a gradient. When backward comes to a layer, the all-reduces of the layers after it
+    have all begun, and only when backward is over does anybody wait.
+    """
     works = []
 
     def ready(parameter):
@@ -378,13 +340,6 @@ def backward_with_overlap(comm, model, loss):
     loss.backward()
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
-
-
-def _hooked(model, ready, loss):
-    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in model.parameters()]
-    loss.backward()
     for hook in hooks:
         hook.remove()
 
@@ -397,63 +352,6 @@ def _after_backward(comm, model, loss):
         work.wait()
 
 
-def _blocking(comm, model, loss):
-    """Each all-reduce holds up backward until it has ended: the next layer's gradient is not computed meanwhile.
-    `async_op=True` returns at once, with something to wait for later."""
-    _hooked(model, lambda parameter: comm.all_reduce(parameter.grad, op="mean"), loss)
-
-
-def _waits_at_once(comm, model, loss):
-    """`wait()` inside the hook makes an asynchronous call a blocking one. Keep the works in a list, and wait for them
-    when `loss.backward()` has returned."""
-    _hooked(model, lambda parameter: comm.all_reduce(parameter.grad, op="mean", async_op=True).wait(), loss)
-
-
-def _never_waits(comm, model, loss):
-    """Nobody waits: your function returns before the means have arrived, and the optimiser would step with this rank's
-    own gradient. Keep each work and call its `wait()`."""
-
-    def ready(parameter):
-        comm.all_reduce(parameter.grad, op="mean", async_op=True)
-
-    _hooked(model, ready, loss)
-
-
-def _returns_the_work(comm, model, loss):
-    """A hook of torch has to return None, and yours hands back the work (a lambda returns its value too). Put the work
-    into a list that your function keeps."""
-    works = []
-
-    def ready(parameter):
-        works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))
-        return works[-1]
-
-    _hooked(model, ready, loss)
-    for work in works:
-        work.wait()
-
-
-def _leaves_the_hooks(comm, model, loss):
-    """In the second step the hooks of the first still fire, so each gradient is reduced twice. Keep what
-    `register_post_accumulate_grad_hook` returns, and `remove()` it."""
-    works = []
-    for parameter in model.parameters():
-        parameter.register_post_accumulate_grad_hook(
-            lambda parameter: works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))
-        )
-    loss.backward()
-    for work in works:
-        work.wait()
-
-
-def _sums(comm, model, loss):
-    """Without `op="mean"` the gradients are sums over ranks, 4 times too long."""
-    works = []
-    _hooked(model, lambda parameter: works.append(comm.all_reduce(parameter.grad, async_op=True)), loss)
-    for work in works:
-        work.wait()
-
-
 class StandIn:
     """Plays rank 0 of 4 without processes, and notes what is called when.
 
@@ -462,29 +360,42 @@ class StandIn:
 
     rank, world_size = 0, 4
 
-    def __init__(self):
-        self.in_backward, self.started, self.late, self.blocked, self.held_up = False, 0, 0, 0, 0
+    def __init__(self, model):
+        self.in_backward, self.works, self.num_passes = False, [], 0
+        self.late = self.blocked = self.held_up = self.held_back = self.numel_started = self.numel_complete = 0
+        for layer in model:
+            for parameter in layer.parameters():
+                parameter.register_post_accumulate_grad_hook(lambda _, layer=layer: self._complete(layer))
 
     def watch(self, loss):
-        """Know from now on whether the backward pass of `loss` is under way."""
+        """Know from now on whether a backward pass of `loss` is under way."""
+        self.numel_started = self.numel_complete = 0
+        self.layer = None
 
         def ended():
             self.in_backward = False
 
         def began(_):
             self.in_backward = True
+            self.num_passes += 1
             torch.autograd.Variable._execution_engine.queue_callback(ended)
 
         loss.register_hook(began)
 
+    def _complete(self, layer):
+        """A gradient of `layer` is complete: those of the layers after it should have left."""
+        if layer is not self.layer:
+            self.held_back += self.numel_started < self.numel_complete
+            self.layer, self.numel_complete = layer, self.numel_complete + sum(p.numel() for p in layer.parameters())
+
     def all_reduce(self, tensor, op="sum", async_op=False):
-        self.started += 1
         self.late += not self.in_backward
-        work = Arrival(self, tensor, {"sum": 6.0, "mean": 1.5}.get(op, 5.0 / 3.0))
+        self.numel_started += tensor.numel()
+        self.works.append(Arrival(self, tensor, {"sum": 6.0, "mean": 1.5}.get(op, 5.0 / 3.0)))
         if async_op:
-            return work
+            return self.works[-1]
         self.blocked += 1
-        work.arrive()
+        self.works[-1].arrive()
         return None
 
 
@@ -499,6 +410,9 @@ class Arrival:
             self._tensor.detach().mul_(self._factor)
             self._factor = None
 
+    def is_completed(self):
+        return self._factor is None
+
     def wait(self):
         self._comm.held_up += self._comm.in_backward
         self.arrive()
@@ -506,30 +420,79 @@ class Arrival:
 
 def _run_overlap(fn, sizes):
     """Two steps, so that what the first leaves behind shows in the second."""
-    model, comm, steps = nn.Sequential(), StandIn(), []
+    model, steps = nn.Sequential(), []
     for width, next_width in pairwise(sizes):
         model.extend([nn.Linear(width, next_width), nn.Tanh()])
+    comm = StandIn(model)
     for _ in range(2):
         model.zero_grad()
         loss = model(torch.randn(4, sizes[0])).square().mean()
         comm.watch(loss)
         fn(comm, model, loss)
-        steps.append({name: p.grad.clone() for name, p in model.named_parameters()})
+        steps.append({name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()})
     cost = {
+        "backward passes in two steps": comm.num_passes,
         "all-reduces started after backward had ended": comm.late,
+        "layers that backward came to before the all-reduces of those after them had begun": comm.held_back,
         "blocking all-reduces": comm.blocked,
         "waits that held up backward": comm.held_up,
-        "all-reduces started in two steps": comm.started,
+        "all-reduces that nobody waited for": sum(not work.is_completed() for work in comm.works),
+        "all-reduces started in two steps": len(comm.works),
     }
     return Outcome(steps, cost)
 
 
 backward_with_overlap = Exercise(
     backward_with_overlap,
-    cases=[([3, 4, 2],), ([6, 5, 4, 3],)],
+    cases=[([3, 4, 2],), ([6, 5, 4, 3],), ([2, 1],), ([4, 4, 4, 4, 4],)],
     outcome=_run_overlap,
-    may_be_cheaper=True,  # who starts earlier than the reference overlaps more
-    mistakes=[_after_backward, _blocking, _waits_at_once, _never_waits, _returns_the_work, _leaves_the_hooks, _sums],
+    may_be_cheaper=True,  # one all-reduce per layer
+    mistakes=[
+        _after_backward,
+        edit(
+            'works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))',
+            'comm.all_reduce(parameter.grad, op="mean")',
+            "Each all-reduce holds up backward until it has ended: the next layer's gradient is not computed "
+            "meanwhile. `async_op=True` returns at once, with something to wait for later.",
+        ),
+        edit(
+            'works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))',
+            'comm.all_reduce(parameter.grad, op="mean", async_op=True).wait()',
+            "`wait()` inside the hook makes an asynchronous call a blocking one. Keep the works in a list, and wait "
+            "for them when `loss.backward()` has returned.",
+        ),
+        edit(
+            "work.wait()",
+            "pass",
+            "Nobody waits: your function returns before the means have arrived, and the optimiser would step with this "
+            "rank's own gradient. Keep each work and call its `wait()`.",
+        ),
+        edit(
+            "parameter.grad, op",
+            "parameter.grad.clone(), op",
+            "The mean arrives in a copy of the gradient, and `.grad` itself stays this rank's own. Reduce "
+            "`parameter.grad`, or put the mean back into it when it has arrived.",
+        ),
+        edit(
+            "works.append(comm.all_reduce",
+            "return works.append(comm.all_reduce",
+            "async_op=True))",
+            "async_op=True)) or works[-1]",
+            "A hook of torch has to return None, and yours hands back the work (a lambda returns its value too). Put "
+            "the work into a list that your function keeps.",
+        ),
+        edit(
+            "hook.remove()",
+            "pass",
+            "In the second step the hooks of the first still fire, so each gradient is reduced twice. Keep what "
+            "`register_post_accumulate_grad_hook` returns, and `remove()` it.",
+        ),
+        edit(
+            'op="mean", ',
+            "",
+            'Without `op="mean"` the gradients are sums over ranks, 4 times too long.',
+        ),
+    ],
     hints=[
         "`parameter.register_post_accumulate_grad_hook(f)` calls f(parameter) as soon as `parameter.grad` is complete.",
         "In the hook: start the all-reduce with `async_op=True` and put what it returns into a list.",

@@ -1,5 +1,6 @@
 """Where a run of an answer falls short of a run of the reference: value, faults, arguments, settings, costs."""
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -42,7 +43,7 @@ class Judge:
         """Whether two runs cannot be told apart: then the hint for one is right for the other."""
         values = left.outcome.value, right.outcome.value
         if any(isinstance(value, Raised) for value in values):
-            return values[0] == values[1]
+            return _same_error(*values)
         told_apart = self._value, self._ends, self._settings
         try:
             return (
@@ -114,6 +115,14 @@ class Judge:
                 found = f"{name}: {amount(paid)}, where {amount(best)} is the least that is known to do"
                 return f" gives the right values with {found}: what does not go through `comm` is not counted"
         return None
+
+
+def _same_error(left, right):
+    """Whether two values are the same error; which of the ranks that wait for each other are named is chance."""
+    if getattr(left, "type_name", "") != "CollectiveMismatch" or not isinstance(right, Raised):
+        return left == right
+    calls = (re.sub(r"\d+", "", error.message.split(";")[0]) for error in (left, right))
+    return left.type_name == right.type_name and next(calls) == next(calls)
 
 
 def amount(number):
