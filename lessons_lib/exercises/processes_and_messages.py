@@ -1,163 +1,83 @@
 """Exercises of lesson 10: a shift round the circle, the rounds of a tree, and a scatter."""
 
+import operator
+
 import torch
 
-from lessons_lib import launch
-from lessons_lib.exercises.core import Exercise, Outcome, by_rank
+from lessons_lib.exercises.core import Exercise, Outcome, edit, on_ranks
+from lessons_lib.exercises.message_times import Recorder, message_times
+
+# --- shift: round the circle -----------------------------------------------------------------------------------------
 
 
 def shift(comm, mine):
     """Hand `mine` to the right-hand neighbour, rank r to rank (r + 1) mod N; return what the left one had.
 
     comm: the communicator of N ≥ 2 ranks, N even or odd. mine: this rank's tensor, which must stay as it
-    is; all have one shape and dtype. Neighbours that don't depend on one another must not wait for one
-    another: with many ranks it may take two message times (three if N is odd), not N.
+    is; all have one shape and dtype, any of them. Neighbours that don't depend on one another must not wait
+    for one another: with many ranks it may take two message times (three if N is odd), not N.
     """
     right, left = (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
     theirs = torch.empty_like(mine)
     if comm.rank % 2 == 0:
-        comm.send(mine, dst=right)
-        comm.recv(theirs, src=left)
+        comm.send(mine, right)
+        comm.recv(theirs, left)
     else:
-        comm.recv(theirs, src=left)
-        comm.send(mine, dst=right)
+        comm.recv(theirs, left)
+        comm.send(mine, right)
     return theirs
 
 
-class _Recorder:
-    """A communicator that remembers the order of its sends and receives."""
-
-    def __init__(self, comm):
-        self.comm, self.calls = comm, []
-
-    def __getattr__(self, name):
-        return getattr(self.comm, name)
-
-    def send(self, tensor, dst):
-        self.comm.send(tensor, dst)
-        self.calls.append(("send", dst))
-
-    def recv(self, tensor, src):
-        self.comm.recv(tensor, src)
-        self.calls.append(("recv", src))
-
-    def barrier(self):
-        self.comm.barrier()
-        self.calls.append(("barrier", None))
+def _recorded(comm, fn, shape, dtype):
+    recorder, generator = Recorder(comm), torch.Generator().manual_seed(comm.rank)
+    return fn(recorder, torch.randint(1000, shape, generator=generator).to(dtype)), recorder.steps
 
 
-def _recorded(comm, fn):
-    recorder = _Recorder(comm)
-    return fn(recorder, 10.0 * comm.rank + torch.arange(3)), recorder.calls
-
-
-def _message_times(calls):
-    """How long until the last rank is done, if a message takes a time of 1 from when both ranks are there."""
-    calls, times = [list(each) for each in calls], [0] * len(calls)
-    meets = {"send": "recv", "recv": "send"}
-    while any(calls):
-        if all(each and each[0] == ("barrier", None) for each in calls):
-            times = [max(times)] * len(times)
-            for each in calls:
-                each.pop(0)
-        for rank, each in enumerate(calls):
-            kind, peer = each[0] if each else ("barrier", None)
-            if peer is not None and calls[peer][:1] == [(meets[kind], rank)]:
-                times[rank] = times[peer] = max(times[rank], times[peer]) + 1
-                calls[rank].pop(0), calls[peer].pop(0)
-    return max(times)
-
-
-def _shifted(fn, world_size):
-    ranks = launch(_recorded, fn, world_size=world_size, timeout_s=10)
-    cost = {
-        "messages sent by a rank": max(ledger.messages_sent for ledger in ranks.ledgers),
-        "message times until the last rank is done": _message_times([calls for _, calls in ranks]),
-    }
-    return Outcome(by_rank([result for result, _ in ranks]), cost)
-
-
-def _neighbours(comm):
-    return (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
-
-
-def _all_send_first(comm, mine):
-    """Every rank sends before anyone receives, so the whole circle waits. Some must receive first."""
-    (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
-    comm.send(mine, dst=right)
-    comm.recv(theirs, src=left)
-    return theirs
-
-
-def _all_receive_first(comm, mine):
-    """Every rank waits for its left neighbour, which waits for its own. Some must send first."""
-    (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
-    comm.recv(theirs, src=left)
-    comm.send(mine, dst=right)
-    return theirs
-
-
-def _only_rank_0_is_different(comm, mine):
-    """No deadlock, but a queue: one exception frees one rank, that one frees the next, all the way round. If every
-    second rank does the opposite, all pairs can start at once."""
-    (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
-    if comm.rank == 0:
-        comm.recv(theirs, src=left)
-        comm.send(mine, dst=right)
-    else:
-        comm.send(mine, dst=right)
-        comm.recv(theirs, src=left)
-    return theirs
-
-
-def _to_the_left(comm, mine):
-    """That turns the circle the other way: send to (rank + 1) % N, receive from (rank - 1) % N."""
-    (right, left), theirs = _neighbours(comm), torch.empty_like(mine)
-    if comm.rank % 2 == 0:
-        comm.send(mine, dst=left)
-        comm.recv(theirs, src=right)
-    else:
-        comm.recv(theirs, src=right)
-        comm.send(mine, dst=left)
-    return theirs
-
-
-def _passes_on_what_came(comm, mine):
-    """The ranks that receive first overwrite `mine` and then hand on what they were just given. Receive into a tensor
-    of its own."""
-    right, left = _neighbours(comm)
-    if comm.rank % 2 == 0:
-        comm.send(mine, dst=right)
-        comm.recv(mine, src=left)
-    else:
-        comm.recv(mine, src=left)
-        comm.send(mine, dst=right)
-    return mine
-
-
-def _circle_not_closed(comm, mine):
-    """A circle has no ends: the right neighbour of the last rank is rank 0, so take (rank ± 1) % N."""
-    theirs = torch.empty_like(mine)
-    if comm.rank % 2 == 0:
-        comm.send(mine, dst=comm.rank + 1)
-        comm.recv(theirs, src=comm.rank - 1)
-    else:
-        comm.recv(theirs, src=comm.rank - 1)
-        comm.send(mine, dst=comm.rank + 1)
-    return theirs
+def _shifted(fn, world_size, shape, dtype):
+    ran = on_ranks(_recorded, fn, shape, dtype, world_size=world_size)
+    value = {rank: result for rank, (result, _) in ran.value.items()}
+    times = message_times([steps for _, steps in ran.value.values()])
+    return Outcome(value, {**ran.cost, "message times until the last rank is done": times})
 
 
 shift = Exercise(
     shift,
-    cases=[(4,), (5,)],
+    cases=[(4, (3,), torch.float32), (5, (2, 2), torch.int64), (2, (), torch.float64), (7, (1,), torch.float32)],
     outcome=_shifted,
+    may_be_cheaper=True,  # `isend` and `irecv` take one message time
     mistakes=[
-        _all_send_first,
-        _all_receive_first,
-        _only_rank_0_is_different,
-        _to_the_left,
-        _passes_on_what_came,
-        _circle_not_closed,
+        edit(
+            "comm.rank % 2 == 0",
+            "True",
+            "Every rank sends before anyone receives, so the whole circle waits. Some must receive first.",
+        ),
+        edit(
+            "comm.rank % 2 == 0",
+            "False",
+            "Every rank waits for its left neighbour, which waits for its own. Some must send first.",
+        ),
+        edit(
+            "comm.rank % 2 == 0",
+            "comm.rank == 0",
+            "No deadlock, but a queue: one exception frees one rank, that one frees the next, all the way round. If "
+            "every second rank does the opposite, all pairs can start at once.",
+        ),
+        edit(
+            "right, left",
+            "left, right",
+            "That turns the circle the other way: send to (rank + 1) % N, receive from (rank - 1) % N.",
+        ),
+        edit(
+            "torch.empty_like(mine)",
+            "mine",
+            "The ranks that receive first overwrite `mine` and then hand on what they were just given. Receive into a "
+            "tensor of its own.",
+        ),
+        edit(
+            "(comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size",
+            "comm.rank + 1, comm.rank - 1",
+            "A circle has no ends: the right neighbour of the last rank is rank 0, so take (rank ± 1) % N.",
+        ),
     ],
     hints=[
         "Think of pairs: whoever sends needs somebody who receives at that moment.",
@@ -169,12 +89,15 @@ shift = Exercise(
 )
 
 
-def tree_rounds(world_size, root):
-    """The rounds of a broadcast along a binomial tree: the ranks that have the tensor double every round.
+# --- tree_rounds: whose turn it is -----------------------------------------------------------------------------------
 
-    Returns a list of rounds. A round is a list of pairs (src, dst): rank src hands the tensor to rank dst.
-    Before the first round rank `root` alone has it, after the last one all ranks have. In one round a rank
-    may be in one pair.
+
+def tree_rounds(world_size, root):
+    """The rounds of a broadcast along a binomial tree: all who have the tensor hand it on, so few rounds do.
+
+    Returns a list of rounds, as few as possible. A round is a list of pairs (src, dst): rank src hands the
+    tensor to rank dst. Before the first round rank `root` alone has it, after the last one all ranks have.
+    In one round a rank may be in one pair, and no rank is handed what it has.
     """
     rounds, have = [], 1
     while have < world_size:
@@ -185,22 +108,38 @@ def tree_rounds(world_size, root):
 
 
 def _played(fn, world_size, root):
-    rounds = [list(pairs) for pairs in fn(world_size, root)]
-    holders, broken = {root}, "none"
+    """Rounds with a fault are the value themselves, so that a hint is given to no others."""
+    answer = fn(world_size, root)
+    if answer is None or answer is ...:
+        return Outcome(answer)
+    rounds = [sorted((operator.index(src), operator.index(dst)) for src, dst in pairs) for pairs in answer]
+    fault = _broken_rule(rounds, world_size, root)
+    enough = (world_size - 1).bit_length()
+    if not fault and len(rounds) > enough:
+        fault = f"reaches all ranks in {len(rounds)} rounds, where {enough} are enough"
+    if fault:
+        return Outcome(rounds, faults=(fault,))
+    return Outcome("right", {"rounds": len(rounds), "messages": sum(map(len, rounds))})
+
+
+def _broken_rule(rounds, world_size, root):
+    """The first pair that breaks a rule, or who goes without, in words."""
+    have = {root}
     for number, pairs in enumerate(rounds):
         busy = [rank for pair in pairs for rank in pair]
         for src, dst in pairs:
             if not (0 <= src < world_size and 0 <= dst < world_size):
-                broken = f"({src}, {dst}) in round {number} names a rank that is not there"
-            elif src not in holders:
-                broken = f"rank {src} sends in round {number} what it does not have"
-            elif busy.count(src) + busy.count(dst) > 2:
-                broken = f"round {number} has a rank in more than one pair"
-            if broken != "none":
-                return Outcome({"broken rule": broken, "ranks that have the tensor": 0}, {"rounds": 0, "messages": 0})
-        holders |= {dst for _, dst in pairs}
-    value = {"broken rule": broken, "ranks that have the tensor": len(holders)}
-    return Outcome(value, {"rounds": len(rounds), "messages": sum(map(len, rounds))})
+                return f"breaks a rule: ({src}, {dst}) in round {number} names a rank that is not there"
+            if src not in have:
+                return f"breaks a rule: rank {src} sends in round {number} what it does not have"
+            if busy.count(src) + busy.count(dst) > 2:
+                twice = src if busy.count(src) > 1 else dst
+                return f"breaks a rule: rank {twice} is in more than one pair of round {number}"
+            if dst in have:
+                return f"breaks a rule: rank {dst} is handed in round {number} what it has"
+        have |= {dst for _, dst in pairs}
+    without = sorted(set(range(world_size)) - have)
+    return f"leaves rank {without[0]} without the tensor" if without else ""
 
 
 def _one_by_one(world_size, root):
@@ -208,49 +147,47 @@ def _one_by_one(world_size, root):
     return [[(root, rank)] for rank in range(world_size) if rank != root]
 
 
+def _chain(world_size, root):
+    """A chain: in each round only the newest rank sends, and all others who have the tensor rest. All of them can hand
+    it on in the same round, each to another rank."""
+    return [[((root + k) % world_size, (root + k + 1) % world_size)] for k in range(world_size - 1)]
+
+
 def _all_at_once(world_size, root):
     """The root cannot send to everybody in one round: a rank may be in one pair of a round."""
     return [[(root, rank) for rank in range(world_size) if rank != root]]
 
 
-def _root_forgotten(world_size, root):
-    """The tensor starts at `root`. Write the tree for root 0 with k = 0 … N − 1, then let k stand for rank (root + k) %
-    N."""
-    return tree_rounds.reference(world_size, 0)
-
-
-def _too_many(world_size, root):
-    """When N is no power of two, the last round has fewer pairs: only N − have ranks are still without."""
-    rounds, have = [], 1
-    while have < world_size:
-        rounds.append([((root + k) % world_size, (root + k + have) % world_size) for k in range(have)])
-        have *= 2
-    return rounds
-
-
-def _no_wrapping(world_size, root):
-    """root + k runs past the last rank: take it modulo N."""
-    rounds, have = [], 1
-    while have < world_size:
-        rounds.append([(root + k, root + k + have) for k in range(min(have, world_size - have))])
-        have *= 2
-    return rounds
-
-
-def _last_round_missing(world_size, root):
-    """The loop ends while ranks are still without the tensor: go on as long as have < N."""
-    rounds, have = [], 1
-    while 2 * have <= world_size:
-        rounds.append([((root + k) % world_size, (root + k + have) % world_size) for k in range(have)])
-        have *= 2
-    return rounds
-
-
 tree_rounds = Exercise(
     tree_rounds,
-    cases=[(8, 0), (6, 4), (1, 0), (11, 7)],
+    cases=[(8, 0), (6, 4), (1, 0), (11, 7), (2, 1), (3, 2), (7, 6), (17, 5)],
     outcome=_played,
-    mistakes=[_one_by_one, _all_at_once, _root_forgotten, _too_many, _no_wrapping, _last_round_missing],
+    mistakes=[
+        _one_by_one,
+        _chain,
+        _all_at_once,
+        edit(
+            "(root + k - have) % world_size, (root + k) % world_size",
+            "k - have, k",
+            "The tensor starts at `root`. Write the tree for root 0 with k = 0 … N − 1, then let k stand for rank "
+            "(root + k) % N.",
+        ),
+        edit(
+            "min(2 * have, world_size)",
+            "2 * have",
+            "When N is no power of two, the last round has fewer pairs: only N − have ranks are still without.",
+        ),
+        edit(
+            "(root + k - have) % world_size, (root + k) % world_size",
+            "root + k - have, root + k",
+            "root + k runs past the last rank: take it modulo N.",
+        ),
+        edit(
+            "have < world_size:",
+            "2 * have <= world_size:",
+            "The loop ends while ranks are still without the tensor: go on as long as have < N.",
+        ),
+    ],
     hints=[
         "How many ranks can have the tensor after round k, if each that has it tells one other in every round?",
         "Keep `have`, the number of ranks that have it: 1, 2, 4, … In a round, number k < have tells number k + have.",
@@ -259,12 +196,15 @@ tree_rounds = Exercise(
 )
 
 
+# --- scatter: to each its own ----------------------------------------------------------------------------------------
+
+
 def scatter(comm, whole, numel):
     """Give every rank its chunk of the tensor that rank 0 has; return this rank's chunk.
 
-    comm: the communicator of N ranks. whole: on rank 0 a float32 tensor of shape (numel,), on the others
-    None. Rank r's chunk is whole[r · numel // N : (r + 1) · numel // N], so sizes may differ by one and may
-    be zero. No rank is sent what it does not need.
+    comm: the communicator of N ranks. whole: on rank 0 a float32 tensor of shape (numel,), which must stay as
+    it is, on the others None. Rank r's chunk is whole[r · numel // N : (r + 1) · numel // N], so sizes may
+    differ by one and may be zero. No rank is sent what it does not need, and one message for each is enough.
     """
     cuts = [rank * numel // comm.world_size for rank in range(comm.world_size + 1)]
     if comm.rank == 0:
@@ -277,26 +217,12 @@ def scatter(comm, whole, numel):
 
 
 def _deal(comm, fn, numel):
-    return fn(comm, 100 + torch.arange(float(numel)) if comm.rank == 0 else None, numel)
+    return fn(comm, torch.rand(numel, generator=torch.Generator().manual_seed(1)) if comm.rank == 0 else None, numel)
 
 
 def _scattered(fn, world_size, numel):
-    ranks = launch(_deal, fn, numel, world_size=world_size, timeout_s=10)
-    return Outcome(by_rank(ranks), {"bytes sent by a rank": max(ledger.bytes_sent for ledger in ranks.ledgers)})
-
-
-def _by_cuts(comm, whole, numel, cuts):
-    if comm.rank == 0:
-        for rank in range(1, comm.world_size):
-            comm.send(whole[cuts[rank] : cuts[rank + 1]], dst=rank)
-        return whole[: cuts[1]]
-    chunk = torch.empty(cuts[comm.rank + 1] - cuts[comm.rank])
-    comm.recv(chunk, src=0)
-    return chunk
-
-
-def _cuts(comm, numel):
-    return [rank * numel // comm.world_size for rank in range(comm.world_size + 1)]
+    costs = [f"{unit} {way}" for unit in ("bytes", "messages") for way in ("sent by all ranks", "received by a rank")]
+    return on_ranks(_deal, fn, numel, world_size=world_size, costs=costs)
 
 
 def _whole_to_everyone(comm, whole, numel):
@@ -307,53 +233,53 @@ def _whole_to_everyone(comm, whole, numel):
     else:
         whole = torch.empty(numel)
         comm.recv(whole, src=0)
-    cuts = _cuts(comm, numel)
-    return whole[cuts[comm.rank] : cuts[comm.rank + 1]]
+    start, stop = (rank * numel // comm.world_size for rank in (comm.rank, comm.rank + 1))
+    return whole[start:stop]
 
 
-def _broadcast_and_cut(comm, whole, numel):
-    """A broadcast takes the whole tensor to everyone: fewer rounds, but far more bytes than the chunks have."""
-    whole = torch.empty(numel) if whole is None else whole
-    comm.broadcast(whole, src=0)
-    cuts = _cuts(comm, numel)
-    return whole[cuts[comm.rank] : cuts[comm.rank + 1]]
-
-
-def _rest_lost(comm, whole, numel):
-    """numel // N elements each leave a rest that nobody gets. Cut at r · numel // N instead."""
-    size = numel // comm.world_size
-    return _by_cuts(comm, whole, numel, [rank * size for rank in range(comm.world_size + 1)])
-
-
-def _rounded_up(comm, whole, numel):
-    """Chunks of numel / N rounded up (as torch.chunk cuts) starve the last ranks. Cut at r · numel // N."""
-    size = -(-numel // comm.world_size)
-    return _by_cuts(comm, whole, numel, [min(numel, rank * size) for rank in range(comm.world_size + 1)])
-
-
-def _rest_to_the_last(comm, whole, numel):
-    """Here the last rank gets its own chunk and all of the rest. Cut at r · numel // N: no chunk is then more than one
-    longer than another."""
-    size = numel // comm.world_size
-    return _by_cuts(comm, whole, numel, [rank * size for rank in range(comm.world_size)] + [numel])
-
-
-def _to_itself_too(comm, whole, numel):
-    """Rank 0 has its own chunk already and cannot send to itself: let the loop begin with rank 1."""
-    cuts = _cuts(comm, numel)
-    if comm.rank == 0:
-        for rank in range(comm.world_size):
-            comm.send(whole[cuts[rank] : cuts[rank + 1]], dst=rank)
-    chunk = torch.empty(cuts[comm.rank + 1] - cuts[comm.rank])
-    comm.recv(chunk, src=0)
-    return chunk
+def _along_a_chain(comm, whole, numel):
+    """A chain: each rank gets the chunks of all that come after it, and hands them on, so that most bytes travel many
+    times. Let rank 0 send to each rank its own chunk."""
+    cuts = [rank * numel // comm.world_size for rank in range(comm.world_size + 1)]
+    first = cuts[comm.rank]
+    if comm.rank > 0:
+        whole = torch.empty(numel - first)
+        comm.recv(whole, src=comm.rank - 1)
+    if comm.rank < comm.world_size - 1:
+        comm.send(whole[cuts[comm.rank + 1] - first :], dst=comm.rank + 1)
+    return whole[: cuts[comm.rank + 1] - first]
 
 
 scatter = Exercise(
     scatter,
-    cases=[(4, 10), (3, 8), (4, 3)],
+    cases=[(4, 10), (3, 8), (4, 3), (1, 5), (2, 0)],
     outcome=_scattered,
-    mistakes=[_whole_to_everyone, _broadcast_and_cut, _rest_lost, _rounded_up, _rest_to_the_last, _to_itself_too],
+    may_be_cheaper=True,  # empty chunks need no message
+    mistakes=[
+        _whole_to_everyone,
+        _along_a_chain,
+        edit(
+            "rank * numel // comm.world_size for",
+            "rank * (numel // comm.world_size) for",
+            "numel // N elements each leave a rest that nobody gets. Cut at r · numel // N instead.",
+        ),
+        edit(
+            "rank * numel // comm.world_size for",
+            "min(numel, rank * -(-numel // comm.world_size)) for",
+            "Chunks of numel / N rounded up (as torch.chunk cuts) starve the last ranks. Cut at r · numel // N.",
+        ),
+        edit(
+            "[rank * numel // comm.world_size for rank in range(comm.world_size + 1)]",
+            "[rank * (numel // comm.world_size) for rank in range(comm.world_size)] + [numel]",
+            "Here the last rank gets its own chunk and all of the rest. Cut at r · numel // N: no chunk is then more "
+            "than one longer than another.",
+        ),
+        edit(
+            "range(1, comm.world_size)",
+            "range(comm.world_size)",
+            "Rank 0 has its own chunk already and cannot send to itself: let the loop begin with rank 1.",
+        ),
+    ],
     hints=[
         "Rank 0 sends, all others receive once. How long a tensor must each of them have ready?",
         "All ranks can compute all cuts: cuts = [r * numel // N for r in range(N + 1)].",

@@ -184,15 +184,309 @@ def overlap_with_one_wait(comm, model, loss):
         hook.remove()
 
 
+def start_by_loading_what_arrived(comm, module):
+    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
+    for name in sorted(state):
+        comm.broadcast(state[name], src=0)
+    module.load_state_dict(state)
+
+
+def start_with_data_of_parameters(comm, module):
+    for parameter in module.parameters():
+        received = parameter.data.clone()
+        comm.broadcast(received)
+        parameter.data = received
+    for buffer in module.buffers():
+        comm.broadcast(buffer)
+
+
+def start_with_new_parameters(comm, module):
+    """Right numbers, but the optimiser that holds the old parameters never sees them."""
+    for layer in module:
+        for name, parameter in list(layer.named_parameters(recurse=False)):
+            new = torch.nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
+            comm.broadcast(new)
+            setattr(layer, name, new)
+        for buffer in layer.buffers():
+            comm.broadcast(buffer)
+
+
+def start_all_trained(comm, module):
+    module.requires_grad_(True)
+    start_through_state_dict(comm, module)
+
+
+def start_without_integers(comm, module):
+    for tensor in module.state_dict().values():
+        if tensor.is_floating_point():
+            comm.broadcast(tensor)
+
+
+def start_of_the_first_layer(comm, module):
+    for tensor in [*module[0].parameters(), *module[1].buffers()]:
+        comm.broadcast(tensor)
+
+
+def start_with_zeros(comm, module):
+    for tensor in module.state_dict().values():
+        tensor.zero_()
+
+
+def mean_with_numpy(comm, gradient, num_samples):
+    weighted = torch.from_numpy(gradient.numpy() * num_samples)
+    count = torch.zeros(1, dtype=gradient.dtype)
+    count[0] = num_samples
+    comm.all_reduce(weighted)
+    comm.all_reduce(count)
+    return weighted.div(count.item())
+
+
+def mean_over_the_argument(comm, gradient, num_samples):
+    gradient *= num_samples
+    total = gradient.new_tensor([num_samples])
+    comm.all_reduce(gradient)
+    comm.all_reduce(total)
+    return gradient.clone() / total
+
+
+def mean_of_ranks_that_have_samples(comm, gradient, num_samples):
+    total, count = gradient.clone(), gradient.new_tensor([num_samples > 0])
+    comm.all_reduce(total)
+    comm.all_reduce(count)
+    return total / count
+
+
+def mean_with_the_largest_count(comm, gradient, num_samples):
+    weighted, count = gradient * num_samples, gradient.new_tensor([num_samples])
+    comm.all_reduce(weighted)
+    comm.all_reduce(count, op="max")
+    return weighted / (count * comm.world_size)
+
+
+def mean_in_whole_numbers(comm, gradient, num_samples):
+    weighted, count = gradient * num_samples, gradient.new_tensor([num_samples])
+    comm.all_reduce(weighted)
+    comm.all_reduce(count)
+    return (weighted // count).to(gradient.dtype)
+
+
+def mean_with_a_row_of_counts(comm, gradient, num_samples):
+    """Right, and the count travels as often as there are numbers in the gradient."""
+    weighted, count = gradient * num_samples, torch.full_like(gradient, num_samples)
+    comm.all_reduce(weighted)
+    comm.all_reduce(count)
+    return weighted / count
+
+
+def mean_in_float64(comm, gradient, num_samples):
+    return mean_in_one_message(comm, gradient.double(), num_samples)
+
+
+def buckets_by_recursion(comm, gradients, cap_bytes):
+    if not gradients:
+        return
+    size = 1
+    while size < len(gradients) and sum(g.nbytes for g in gradients[: size + 1]) <= cap_bytes:
+        size += 1
+    flat = torch.cat([g.ravel() for g in gradients[:size]])
+    comm.all_reduce(flat)
+    for gradient, part in zip(gradients[:size], flat.split([g.numel() for g in gradients[:size]]), strict=True):
+        gradient[...] = part.reshape(gradient.shape) / comm.world_size
+    buckets_by_recursion(comm, gradients[size:], cap_bytes)
+
+
+def buckets_with_new_tensors(comm, gradients, cap_bytes):
+    for k, gradient in enumerate(gradients):
+        gradients[k] = gradient.clone()
+    buckets_by_recursion(comm, gradients, cap_bytes)
+
+
+def buckets_closed_when_they_are_full(comm, gradients, cap_bytes):
+    """Closes a bucket only when it has grown beyond the cap."""
+    bucket = []
+    for k, gradient in enumerate(gradients):
+        bucket.append(gradient)
+        if sum(g.nbytes for g in bucket) > cap_bytes or k == len(gradients) - 1:
+            buckets_by_recursion(comm, bucket, 1 << 30)
+            bucket = []
+
+
+def buckets_strictly_below_the_cap(comm, gradients, cap_bytes):
+    buckets_by_recursion(comm, gradients, cap_bytes - 1)
+
+
+def buckets_without_the_large_ones(comm, gradients, cap_bytes):
+    buckets_by_recursion(comm, [g for g in gradients if g.nbytes <= cap_bytes], cap_bytes)
+
+
+def buckets_divided_twice(comm, gradients, cap_bytes):
+    buckets_by_recursion(comm, gradients, cap_bytes)
+    for gradient in gradients:
+        gradient /= comm.world_size
+
+
+def buckets_of_matrices_only(comm, gradients, cap_bytes):
+    buckets_by_recursion(comm, [g for g in gradients if g.dim() > 1], cap_bytes)
+
+
+def overlap_starting_at_the_last_gradient(comm, model, loss):
+    """Within backward, but when it has nothing left to do."""
+    works, parameters, ready = [], list(model.parameters()), []
+
+    def note(parameter):
+        ready.append(parameter)
+        if len(ready) == len(parameters):
+            works.extend(comm.all_reduce(p.grad, op="mean", async_op=True) for p in ready)
+
+    hooks = [parameter.register_post_accumulate_grad_hook(note) for parameter in parameters]
+    loss.backward()
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
+def overlap_in_a_second_pass(comm, model, loss):
+    works = []
+    loss.backward(retain_graph=True)
+    model.zero_grad()
+    hooks = [
+        p.register_post_accumulate_grad_hook(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)))
+        for p in model.parameters()
+    ]
+    loss.backward()
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
+def overlap_one_layer_late(comm, model, loss):
+    works, waiting = [], []
+
+    def ready(parameter):
+        waiting.append(parameter)
+        if len(waiting) > 2:
+            works.append(comm.all_reduce(waiting.pop(0).grad, op="mean", async_op=True))
+
+    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in model.parameters()]
+    loss.backward()
+    works += [comm.all_reduce(p.grad, op="mean", async_op=True) for p in waiting]
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
+def overlap_of_a_copy(comm, model, loss):
+    works = []
+    hooks = [
+        p.register_post_accumulate_grad_hook(
+            lambda p: works.append(comm.all_reduce(p.grad * 1.0, op="mean", async_op=True))
+        )
+        for p in model.parameters()
+    ]
+    loss.backward()
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
+def overlap_in_two_buckets(comm, model, loss):
+    parameters, works, ready = list(model.parameters()), [], []
+
+    def note(parameter):
+        ready.append(parameter)
+        if len(ready) in (len(parameters) // 2, len(parameters)):
+            start = 0 if len(ready) == len(parameters) // 2 else len(parameters) // 2
+            works.extend(comm.all_reduce(p.grad, op="mean", async_op=True) for p in ready[start:])
+
+    hooks = [parameter.register_post_accumulate_grad_hook(note) for parameter in parameters]
+    loss.backward()
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
+def overlap_without_backward(comm, model, loss):
+    for parameter in model.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+
+
+def overlap_dividing_what_has_not_arrived(comm, model, loss):
+    works = []
+
+    def ready(parameter):
+        works.append(comm.all_reduce(parameter.grad, async_op=True))
+        parameter.grad = parameter.grad / comm.world_size
+
+    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in model.parameters()]
+    loss.backward()
+    for work in works:
+        work.wait()
+    for hook in hooks:
+        hook.remove()
+
+
 alternatives = {
-    "broadcast_start": [start_through_state_dict, start_in_one_flat_tensor, start_along_a_chain],
-    "weighted_mean": [mean_in_one_message, mean_with_shares_first, mean_of_two_means],
-    "average_in_buckets": [buckets_by_index, buckets_all_at_once],
+    "broadcast_start": [
+        start_through_state_dict,
+        start_in_one_flat_tensor,
+        start_along_a_chain,
+        start_by_loading_what_arrived,
+        start_with_data_of_parameters,
+    ],
+    "weighted_mean": [
+        mean_in_one_message,
+        mean_with_shares_first,
+        mean_of_two_means,
+        mean_with_numpy,
+    ],
+    "average_in_buckets": [buckets_by_index, buckets_all_at_once, buckets_by_recursion],
     "backward_with_overlap": [overlap_with_a_callback, overlap_by_layer],
 }
 wrong = {
-    "broadcast_start": [start_of_the_last_rank, start_of_matrices_only, start_from_rank_0_alone],
-    "weighted_mean": [mean_with_roots, mean_on_rank_0_alone],
-    "average_in_buckets": [buckets_of_two, buckets_without_gradients],
-    "backward_with_overlap": [overlap_of_matrices_only, overlap_with_one_wait],
+    "broadcast_start": [
+        start_of_the_last_rank,
+        start_of_matrices_only,
+        start_from_rank_0_alone,
+        start_with_new_parameters,
+        start_all_trained,
+        start_without_integers,
+        start_of_the_first_layer,
+        start_with_zeros,
+    ],
+    "weighted_mean": [
+        mean_with_roots,
+        mean_on_rank_0_alone,
+        mean_over_the_argument,
+        mean_of_ranks_that_have_samples,
+        mean_with_the_largest_count,
+        mean_in_whole_numbers,
+        mean_with_a_row_of_counts,
+        mean_in_float64,
+    ],
+    "average_in_buckets": [
+        buckets_of_two,
+        buckets_without_gradients,
+        buckets_with_new_tensors,
+        buckets_closed_when_they_are_full,
+        buckets_strictly_below_the_cap,
+        buckets_without_the_large_ones,
+        buckets_divided_twice,
+        buckets_of_matrices_only,
+    ],
+    "backward_with_overlap": [
+        overlap_of_matrices_only,
+        overlap_with_one_wait,
+        overlap_starting_at_the_last_gradient,
+        overlap_in_a_second_pass,
+        overlap_one_layer_late,
+        overlap_of_a_copy,
+        overlap_in_two_buckets,
+        overlap_without_backward,
+        overlap_dividing_what_has_not_arrived,
+    ],
 }
