@@ -181,6 +181,13 @@ def test_filters_of_warnings_and_random_numbers_are_put_back_without_a_word():
     assert torch.equal(torch.get_rng_state(), before[1])
 
 
+def test_the_folder_that_torch_names_for_what_it_compiles_is_put_back_without_a_word():
+    before = dict(os.environ)
+    answer = cell("def f(x):\n    os.environ['TORCHINDUCTOR_CACHE_DIR'] = 'elsewhere'\n    return x.sum().item()")
+    assert task().check(answer).state == "correct"
+    assert dict(os.environ) == before
+
+
 def learn(w):
     """The gradient of w · w."""
     w = w.clone().requires_grad_()

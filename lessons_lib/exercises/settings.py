@@ -20,14 +20,13 @@ class Setting:
     quiet: bool = False
 
 
-def _environment():
+def _own_environment():
     # Torch itself names a folder for what it compiles, when an optimiser takes its first step.
     return {name: value for name, value in os.environ.items() if not name.startswith("TORCHINDUCTOR")}
 
 
 def _set_environment(values):
-    for name in set(_environment()) - set(values):
-        del os.environ[name]
+    os.environ.clear()
     os.environ.update(values)
 
 
@@ -43,7 +42,8 @@ SETTINGS = (
     ),
     Setting("the recursion limit", sys.getrecursionlimit, sys.setrecursionlimit),
     Setting("the working directory", os.getcwd, os.chdir),
-    Setting("os.environ", _environment, _set_environment),
+    Setting("os.environ", _own_environment, _set_environment),
+    Setting("os.environ with torch's part", lambda: dict(os.environ), _set_environment, quiet=True),
     Setting("sys.path", lambda: list(sys.path), lambda path: sys.path.__setitem__(slice(None), path)),
     # A module that is imported for the first time may add filters of its own.
     Setting(
