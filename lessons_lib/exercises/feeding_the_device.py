@@ -6,9 +6,9 @@ import statistics
 import threading
 import time
 from collections import Counter
-from numbers import Integral
 from random import Random
 
+from lessons_lib.exercises.compare import not_whole
 from lessons_lib.exercises.core import Exercise, Outcome, edit
 
 # --- deal: every sample once over ranks and workers ------------------------------------------------------------------
@@ -59,7 +59,7 @@ def _deal_to_all(fn, samples, world_size, num_workers):
     times = Counter((s, k) for each in inside for s, a, b in each for k in range(int(a), int(b)))
     shares, opens = [sum(b - a for _, a, b in each) for each in parts], sum(map(len, parts))
     value = {
-        "numbers that are not whole": sum(not isinstance(number, Integral) for number in numbers),
+        "numbers that are not whole": sum(bool(not_whole(number)) for number in numbers),
         "parts that reach beyond their shard": opens - sum(map(len, inside)),
         "samples read more than once": sum(number > 1 for number in times.values()),
         "samples read by nobody": sum(samples) - len(times),
@@ -271,6 +271,7 @@ prefetch = Exercise(
         (11, 1),
     ],
     outcome=_watched,
+    may_be_cheaper=True,  # the thread need not hold one more; that the places are filled is part of the value
     mistakes=[
         _no_thread,
         _everything_first,

@@ -1,9 +1,14 @@
 """Exercises of lesson 08: accumulation over unequal parts, recomputation, the bytes of a model, loss scaling."""
 
+import traceback
+from random import Random
+
 import torch
+import torch.utils.checkpoint
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from lessons_lib.exercises.cases import spread
 from lessons_lib.exercises.core import Exercise, Outcome, edit
 from lessons_lib.memory import Meter
 
@@ -13,11 +18,13 @@ from lessons_lib.memory import Meter
 def accumulate(model, parts):
     """Leave in `.grad` of every parameter the gradient of the mean loss over a batch that comes in parts.
 
-    model: maps x (n, features) to logits (n, classes); its `.grad` may hold something old: replace it.
-    parts: a list of (x, y), of different lengths. y: classes (n,), int64; -100 says that a sample has
+    model: maps x (n, features) to logits (n, classes); its `.grad` may be None or hold something old: replace
+        it, and change nothing else of the model.
+    parts: a list of (x, y), of different lengths, also 0. y: classes (n,), int64; -100 says that a sample has
         no label, and such samples do not count. (cross_entropy leaves -100 out by itself.)
-    The loss is the cross entropy, averaged over the labelled samples of all parts. Returns it, a float.
-    Memory: the activations of one part at a time.
+    The loss is the cross entropy, averaged over the labelled samples of all parts. Returns it, a float. At least
+        one sample has a label.
+    Memory: the activations of one part at a time. Time: every sample goes once through the model and back.
     """
     num_labelled = sum((y != -100).sum() for _, y in parts)
     model.zero_grad()
@@ -25,49 +32,46 @@ def accumulate(model, parts):
     for x, y in parts:
         loss = cross_entropy(model(x), y, reduction="sum") / num_labelled
         loss.backward()
-        mean += loss.item()
+        mean = mean + loss.item()
     return mean
 
 
-def _one_backward(model, parts):
-    """Right values, but one backward at the end keeps the activations of all parts until then. Call backward after
-    every part: it frees that part's activations."""
-    model.zero_grad()
-    num_labelled = sum((y != -100).sum() for _, y in parts)
-    loss = sum(cross_entropy(model(x), y, reduction="sum") for x, y in parts) / num_labelled
-    loss.backward()
-    return loss.item()
+def _accumulated(fn, model, parts, old):
+    """What `fn` returns and leaves in the model, and the bytes on top of model and data at the peak."""
+    samples, parameters = {"forward": 0, "backward": 0}, list(model.parameters())
+    for p in parameters:
+        p.grad = None if old is None else torch.full_like(p, old)
 
+    def count(way, tensor):
+        samples[way] += len(tensor)
 
-def _put_together(model, parts):
-    """Right values, but the whole batch goes through the model at once: the memory that parts are there to save. Go
-    through them one by one."""
-    model.zero_grad()
-    x, y = (torch.cat(each) for each in zip(*parts, strict=True))
-    loss = cross_entropy(model(x), y)
-    loss.backward()
-    return loss.item()
+    def watch(model, inputs, logits):
+        count("forward", logits)
+        if logits.requires_grad:
+            logits.register_hook(lambda grad: count("backward", grad))
 
-
-def _accumulated(fn, model, parts):
-    """What `fn` returns, the gradients that it leaves, and the bytes on top of model and data at the peak."""
-    for p in model.parameters():
-        p.grad = torch.ones_like(p)
-    with Meter(*model.parameters(), *(p.grad for p in model.parameters()), *sum(parts, ())) as meter:
+    model.register_forward_hook(watch)
+    with Meter(*parameters, *(p.grad for p in parameters if p.grad is not None), *sum(parts, ())) as meter:
         before = meter.now
         loss = fn(model, parts)
-    gradients = {"returned loss": loss} | {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
-    return Outcome(gradients, {"bytes on top of model and data, at the peak": meter.peak - before})
+    value = {"returned loss": loss} | {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
+    value |= {f"{name} afterwards": [p.detach(), p.requires_grad] for name, p in model.named_parameters()}
+    value["whether the model is in training mode"] = model.training
+    given = sum(len(y) for _, y in parts)
+    faults = [f"takes {n} samples {way} through the model, of {given}" for way, n in samples.items() if n > given]
+    costs = {"bytes on top of model and data, at the peak": meter.peak - before} if given > 100 else {}
+    return Outcome(value, costs, tuple(faults))
 
 
-def _parts(lengths, unlabelled, seed):
-    """Parts of the given lengths, each with so many samples without a label."""
+def _parts(lengths, unlabelled, like, seed):
+    """Parts of the given lengths for a model, each with so many samples without a label."""
     random = torch.Generator().manual_seed(seed)
+    weights = list(like.parameters())
     parts = []
     for length, without in zip(lengths, unlabelled, strict=True):
-        x = torch.randn(length, 20, generator=random, dtype=torch.float64)
-        y = torch.randint(5, (length,), generator=random)
-        y[:without] = -100
+        x = torch.randn(length, weights[0].shape[1], generator=random, dtype=weights[0].dtype)
+        y = torch.randint(len(weights[-1]), (length,), generator=random)
+        y[torch.randperm(length, generator=random)[:without]] = -100
         parts.append((x, y))
     return parts
 
@@ -75,10 +79,18 @@ def _parts(lengths, unlabelled, seed):
 def _accumulate_cases():
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 5)).double()
-    lengths = [((60, 60, 50, 40, 9), (0, 0, 0, 0, 0)), ((60, 60, 50, 40, 9), (10, 0, 45, 3, 8))]
-    lengths += [((60, 60, 60, 30), (5, 60, 0, 7))]
-    return [(model, _parts(*each, seed=seed)) for seed, each in enumerate(lengths)]
+        deep = nn.Sequential(nn.Linear(20, 64), nn.Tanh(), nn.Linear(64, 5)).double()
+        flat = nn.Linear(7, 3).eval()
+    cases = [
+        (deep, (60, 60, 50, 40, 9), (0, 0, 0, 0, 0), 1.0),
+        (flat, (4, 1), (0, 0), None),
+        (flat, (1,), (0,), -2.0),
+        (flat, (3, 0, 5), (3, 0, 1), 1.0),
+        (flat, (2, 2, 2, 2, 2, 2, 2), (1, 0, 2, 2, 0, 1, 2), None),
+        (deep, (60, 60, 60, 30), (5, 60, 0, 7), None),
+        (deep, (60, 60, 50, 40, 9), (10, 0, 45, 3, 8), 1.0),
+    ]
+    return [(model, _parts(*sizes, like=model, seed=seed), old) for seed, (model, *sizes, old) in enumerate(cases)]
 
 
 accumulate = Exercise(
@@ -98,12 +110,6 @@ accumulate = Exercise(
             "a long part. Weight each part by its labelled samples.",
         ),
         edit(
-            ', reduction="sum") / num_labelled',
-            ") * len(y) / sum(len(each) for _, each in parts)",
-            "You weight each part's mean by its number of samples. Those labelled -100 are not in the mean: the weight "
-            "is the number of labelled ones.",
-        ),
-        edit(
             "sum((y != -100).sum() for _, y in parts)",
             "sum(len(y) for _, y in parts)",
             "You divide by the number of all samples. Those labelled -100 add nothing to the sum and must not count in "
@@ -116,11 +122,6 @@ accumulate = Exercise(
             'the losses (reduction="sum") and divide that by the number of labelled samples in all parts.',
         ),
         edit(
-            " / num_labelled",
-            "",
-            "The sums are right, the division is missing: divide by the number of labelled samples in all parts.",
-        ),
-        edit(
             "model.zero_grad()",
             "pass",
             "What was in .grad before is still in it: call model.zero_grad() once, at the start.",
@@ -130,17 +131,28 @@ accumulate = Exercise(
             "model.zero_grad(); loss.backward()",
             "You clear .grad before every part, so only the last one is left. Clear once, before the first.",
         ),
-        _one_backward,
-        _put_together,
+        edit(
+            "mean = 0.0",
+            "parts, mean = [tuple(map(torch.cat, zip(*parts)))], 0.0",
+            "Right values, but the whole batch goes through the model at once: the memory that parts are there to "
+            "save. Go through them one by one.",
+        ),
+        edit(
+            "loss.backward()\n        mean = mean + loss.item()\n    return mean",
+            "mean = mean + loss\n    mean.backward()\n    return mean.item()",
+            "Right values, but one backward at the end keeps the activations of all parts until then. Call backward "
+            "after every part: it frees that part's activations.",
+        ),
     ],
     [
-        "The loss of the whole batch is a sum over samples, divided by how many are labelled. Only the sum falls into "
-        "parts.",
+        "The loss of the whole batch is a sum over samples, divided by how many are labelled. Which of the two falls "
+        "into parts?",
         "First count the labelled samples of all parts: (y != -100).sum(). Then one backward for each part.",
         'cross_entropy(model(x), y, reduction="sum") / num_labelled, and backward; zero_grad once, before the loop.',
     ],
     outcome=_accumulated,
     slack=1.3,
+    may_be_cheaper=True,  # half a part at a time needs less
 )
 
 
@@ -151,9 +163,10 @@ def checkpoint(block, x):
     """block(x), of which autograd keeps the input only; the backward pass computes the rest again.
 
     block: an nn.Module from one tensor to one tensor; all its parameters are trained. x: its input, which may
-    need a gradient or not. Without torch.utils.checkpoint, please.
-    The gradients of x and of the parameters are those of block(x), also where the block draws random numbers
-    (dropout): the second run has to draw the same, and must not disturb the random numbers of the program.
+    need a gradient or not, and stays as it is. Without torch.utils.checkpoint: write what it does.
+    The gradients of x and of the parameters are those of block(x), also where the block draws random numbers of
+    torch (dropout): the second run has to draw the same, and must not disturb the random numbers of the program.
+    The block runs once forward and once more in the backward pass, in the mode (training or not) it is in.
     """
 
     class Recompute(torch.autograd.Function):
@@ -175,158 +188,107 @@ def checkpoint(block, x):
     return Recompute.apply(x, *block.parameters())
 
 
-def _recompute(block, x, backward):
-    """A checkpoint whose backward is `backward(x, random state of the forward pass, gradient)`."""
-
-    class Recompute(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x, *parameters):
-            ctx.random_state = torch.get_rng_state()
-            ctx.save_for_backward(x)
-            return block(x)
-
-        @staticmethod
-        def backward(ctx, grad):
-            x = ctx.saved_tensors[0].detach().requires_grad_()
-            with torch.enable_grad():
-                return backward(x, ctx.random_state, grad)
-
-    return Recompute.apply(x, *block.parameters())
-
-
-def _again(block, x, state):
-    with torch.random.fork_rng(devices=[]):
-        torch.set_rng_state(state)
-        return block(x)
-
-
-def _not_at_all(block, x):
-    """Right values, but everything inside the block is kept. Run it where autograd does not record (in the forward of a
-    torch.autograd.Function), and keep x alone."""
-    return block(x)
-
-
-def _without_gradients(block, x):
-    """no_grad keeps nothing, and so there is no way back. A torch.autograd.Function runs its forward without recording
-    and has a backward of its own: run the block again there."""
-    with torch.no_grad():
-        return block(x)
-
-
-def _another_mask(block, x):
-    """The second run draws another dropout mask, so these are the gradients of another function. Store
-    torch.get_rng_state() in the forward pass and set it for the second run."""
-
-    def backward(x, state, grad):
-        with torch.random.fork_rng(devices=[]):
-            return torch.autograd.grad(block(x), [x, *block.parameters()], grad)
-
-    return _recompute(block, x, backward)
-
-
-def _seed_left_behind(block, x):
-    """The gradients are right, but afterwards the program draws old random numbers again. Put the state back: `with
-    torch.random.fork_rng(devices=[]):` round the second run does."""
-
-    def backward(x, state, grad):
-        torch.set_rng_state(state)
-        return torch.autograd.grad(block(x), [x, *block.parameters()], grad)
-
-    return _recompute(block, x, backward)
-
-
-def _input_alone(block, x):
-    """The parameters of the block get no gradient. Hand them to `apply` as well, and return their gradients: backward
-    returns one for each argument of forward."""
-
-    def backward(x, state, grad):
-        return *torch.autograd.grad(_again(block, x, state), [x], grad), *[None for _ in block.parameters()]
-
-    return _recompute(block, x, backward)
-
-
-def _ones_for_grad(block, x):
-    """You differentiate the sum of the outputs. The gradient that backward receives has to go in:
-    torch.autograd.grad(y, inputs, grad)."""
-
-    def backward(x, state, grad):
-        return torch.autograd.grad(_again(block, x, state).sum(), [x, *block.parameters()])
-
-    return _recompute(block, x, backward)
-
-
-def _a_run_for_each(block, x):
-    """The block runs three times. One call of torch.autograd.grad gives the gradients of x and of all parameters:
-    torch.autograd.grad(y, [x, *block.parameters()], grad)."""
-
-    def backward(x, state, grad):
-        of_x = torch.autograd.grad(_again(block, x, state), [x], grad)
-        return *of_x, *torch.autograd.grad(_again(block, x, state), list(block.parameters()), grad)
-
-    return _recompute(block, x, backward)
-
-
-def _counted_twice(block, x):
-    """The parameters' gradients come twice: y.backward adds to their .grad, and autograd adds what you return.
-    torch.autograd.grad returns gradients and touches no .grad."""
-
-    def backward(x, state, grad):
-        _again(block, x, state).backward(grad)  # adds to the parameters' .grad
-        return x.grad, *[p.grad.clone() for p in block.parameters()]
-
-    return _recompute(block, x, backward)
-
-
-def _mask_off(block, x):
-    """In eval mode dropout does nothing, so the second run is another function. Leave the mode alone and set the random
-    state of the forward pass instead."""
-
-    def backward(x, state, grad):
-        block.eval()
-        found = torch.autograd.grad(block(x), [x, *block.parameters()], grad)
-        block.train()
-        return found
-
-    return _recompute(block, x, backward)
-
-
-def _checkpointed(fn, batch, dropout, needs_grad):
+def _checkpointed(fn, shape, dropout, needs_grad, training=True, times=1):
     """Output, gradients, the next random number; what is kept between the passes; how often the block ran."""
-    block = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Dropout(dropout), nn.Linear(64, 8)).double()
-    x = torch.randn(batch, 8, dtype=torch.float64, requires_grad=needs_grad)
-    grad, runs = torch.randn(batch, 8, dtype=torch.float64), []
-    block.register_forward_hook(lambda *_: runs.append(1))
+    block = nn.Sequential(nn.Linear(8, 64), nn.GELU(), nn.Dropout(dropout), nn.Linear(64, 8)).train(training)
+    *batch, length = shape
+    x, grad = torch.randn(*batch, 8, length).mT.requires_grad_(needs_grad), torch.randn(*shape, 8)
+    runs, passes, faults = [], [], []
+
+    def watch(block, inputs, output):
+        runs.append(1)
+        if any(f.f_code.co_filename == torch.utils.checkpoint.__file__ for f, _ in traceback.walk_stack(None)):
+            faults.append("leaves the work to torch.utils.checkpoint: write what it does")
+        if output.requires_grad:
+            output.register_hook(lambda grad: passes.append(1))
+
+    block.register_forward_hook(watch)
+    for p in block.parameters():
+        p.grad = torch.ones_like(p)  # of another part of the batch
     with Meter(*block.parameters()) as meter:
-        before = meter.now
-        x = x + 0 if needs_grad else x.clone()
-        if needs_grad:
-            x.retain_grad()
-        y = fn(block, x)
+        before, y = meter.now, x * 1
+        first = y
+        for _ in range(times):
+            y = fn(block, y)
         if not isinstance(y, torch.Tensor):
             return Outcome(y)
         kept = meter.now - before - y.untyped_storage().nbytes()
         torch.rand(3)  # a program draws on between the passes
         y.backward(grad)
     value = {"output": y.detach(), "gradient of x": x.grad}
-    value |= {f"gradient of parameter {name}": p.grad for name, p in block.named_parameters()}
+    value |= {f"gradient of parameter {name}, with what was there": p.grad for name, p in block.named_parameters()}
     value["next random number"] = torch.rand(())
-    cost = {"bytes kept from forward to backward, x and all": kept, "runs of the block": len(runs)}
-    return Outcome(value, cost)
+    value["x afterwards"] = [first.detach(), first.requires_grad, first.is_leaf]
+    value["whether the modules are in training mode"] = [module.training for module in block.modules()]
+    costs = {"bytes kept from forward to backward, x and all": kept, "runs of the block": len(runs)}
+    return Outcome(value, costs | {"backward passes through the block": len(passes)}, tuple(faults))
+
+
+def _no_gradients(block, x):
+    """no_grad keeps nothing, and so there is no way back. A torch.autograd.Function runs its forward without recording
+    and has a backward of its own: run the block again there."""
+    with torch.no_grad():
+        return block(x)
 
 
 checkpoint = Exercise(
     checkpoint,
-    [(128, 0.0, True), (64, 0.0, False), (64, 0.5, True)],
     [
-        _not_at_all,
-        _without_gradients,
-        _another_mask,
-        _seed_left_behind,
-        _input_alone,
-        _ones_for_grad,
-        _a_run_for_each,
-        _counted_twice,
-        _mask_off,
+        ((128,), 0.0, True),
+        ((64,), 0.0, False),
+        ((64,), 0.5, True),
+        ((3, 20), 0.5, True, False),
+        ((16, 8), 0.3, False, True, 3),
+        ((64,), 0.5, True, True, 2),
+    ],
+    [
+        _no_gradients,
+        edit(
+            "return Recompute.apply(x, *block.parameters())",
+            "return block(x)",
+            "Right values, but everything inside the block is kept. Run it where autograd does not record (in the "
+            "forward of a torch.autograd.Function), and keep x alone.",
+        ),
+        edit(
+            "torch.set_rng_state(ctx.random_state)",
+            "pass",
+            "The second run draws another dropout mask, so these are the gradients of another function. Store "
+            "torch.get_rng_state() in the forward pass and set it for the second run.",
+        ),
+        edit(
+            ", torch.random.fork_rng(devices=[])",
+            "",
+            "The gradients are right, but afterwards the program draws old random numbers again. Put the state back: "
+            "`with torch.random.fork_rng(devices=[]):` round the second run does.",
+        ),
+        edit(
+            "(x, *block.parameters())",
+            "(x)",
+            "[x, *block.parameters()]",
+            "[x]",
+            "The parameters of the block get no gradient. Hand them to `apply` as well, and return their gradients: "
+            "backward returns one for each argument of forward.",
+        ),
+        edit(
+            "y = block(x)",
+            "y = block(x).sum()",
+            "block.parameters()], grad)",
+            "block.parameters()])",
+            "You differentiate the sum of the outputs. The gradient that backward receives has to go in: "
+            "torch.autograd.grad(y, inputs, grad).",
+        ),
+        edit(
+            "return torch.autograd.grad(y, [x, *block.parameters()], grad)",
+            "y.backward(grad); return x.grad, *(p.grad.clone() for p in block.parameters())",
+            "The parameters' gradients come twice: y.backward adds to their .grad, and autograd adds what you return. "
+            "torch.autograd.grad returns gradients and touches no .grad.",
+        ),
+        edit(
+            "y = block(x)",
+            "block.eval(); y = block(x); block.train()",
+            "In eval mode dropout does nothing, so the second run is another function. Leave the mode alone and set "
+            "the random state of the forward pass instead.",
+        ),
     ],
     [
         "Start from the lesson's `Recompute`. What differs between its two runs if the block draws random numbers?",
@@ -336,7 +298,6 @@ checkpoint = Exercise(
         "torch.autograd.grad(y, [x, *block.parameters()], grad), and call apply(x, *block.parameters()).",
     ],
     outcome=_checkpointed,
-    may_be_cheaper=True,  # autograd may stop the second run as soon as it has what it needs
     slack=1.05,
 )
 
@@ -361,36 +322,27 @@ def training_memory(num_layers, width, vocabulary, context):
     return parameters, parameters * (2 + 2 + 4 + 4 + 4)
 
 
+def _memory_cases():
+    draw = Random(0)
+    drawn = [tuple(draw.randint(1, most) for most in (50, 5000, 60000, 5000)) for _ in range(6)]
+    gpts = [(12, 768, 50257, 1024), (48, 1600, 50257, 1024), (36, 4096, 50257, 2048), (96, 12288, 50257, 2048)]
+    return [(1, 8, 100, 10), *gpts, (2, 1, 3, 5), (1, 1, 1, 1), (3, 5, 7, 11), *drawn]
+
+
 training_memory = Exercise(
     training_memory,
-    [(1, 8, 100, 10), (12, 768, 50257, 1024), (48, 1600, 50257, 1024), (36, 4096, 50257, 2048)],
+    _memory_cases,
     [
         edit(
             "2 + 2 + 4 + 4 + 4",
             "2 + 2 + 4 + 4",
             "12 bytes: 2 + 2 + 4 + 4. The master weights are missing, the float32 copy in which small steps survive.",
         ),
-        edit("2 + 2 + 4 + 4 + 4", "2 + 4 + 4 + 4", "14 bytes: 2 + 4 + 4 + 4. The gradients are missing: 2 bytes each."),
-        edit(
-            "2 + 2 + 4 + 4 + 4",
-            "2 + 4 + 4 + 4 + 4",
-            "18 bytes: you have gradients of 4 bytes. Here they are 16-bit numbers, as the weights of the model are.",
-        ),
         edit(
             "2 + 2 + 4 + 4 + 4",
             "4 + 4 + 4 + 4 + 4",
             "20 bytes: you have weights and gradients of 4 bytes *and* master weights. The model's own weights and "
             "gradients are 16-bit numbers.",
-        ),
-        edit(
-            "2 + 2 + 4 + 4 + 4",
-            "2 + 2 + 4",
-            "8 bytes: 2 + 2 + 4. Adam keeps two moments for every parameter and you need both.",
-        ),
-        edit(
-            "2 + 2 + 4 + 4 + 4",
-            "2",
-            "2 bytes are enough to use the model. Training needs gradients, master weights, moments.",
         ),
         edit(
             "(vocabulary + context)",
@@ -419,11 +371,6 @@ training_memory = Exercise(
             "num_layers * block",
             "The layer norm after the last block is missing: a weight and a bias of `width` numbers.",
         ),
-        edit(
-            "parameters * (2 + 2 + 4 + 4 + 4)",
-            "parameters * 16 / 2**30",
-            "The count is right. The second number is asked for in bytes, not in units of 2³⁰.",
-        ),
     ],
     [
         "A linear layer from a to b has a · b weights and b biases. How many numbers has a block, how many the rest?",
@@ -439,7 +386,7 @@ training_memory = Exercise(
 def scaler_step(grads, scale, good_steps, growth_interval):
     """What a loss scaler makes of the gradients of one step: (gradients or None, new scale, new good_steps).
 
-    grads: a list of float16 tensors, gradients of scale · loss.
+    grads: a list of float16 tensors of any shape, gradients of scale · loss; they stay as they are.
     good_steps: good steps since the scale last changed.
     If all numbers are finite: the gradients of the loss in float32, and one good step more. When good_steps
     has thus reached growth_interval (or passed it), the scale doubles and good_steps is 0 again.
@@ -448,26 +395,20 @@ def scaler_step(grads, scale, good_steps, growth_interval):
     if not all(g.isfinite().all() for g in grads):
         return None, scale / 2, 0
     unscaled = [g.float() / scale for g in grads]
-    good_steps += 1
-    if good_steps >= growth_interval:
+    if good_steps + 1 >= growth_interval:
         return unscaled, scale * 2, 0
-    return unscaled, scale, good_steps
-
-
-def _unscales_late(grads, scale, good_steps, growth_interval):
-    """The step that doubles the scale divides by the new one. Its gradients were made with the old scale: divide before
-    you change it."""
-    found, new_scale, good_steps = scaler_step.reference(grads, scale, good_steps, growth_interval)
-    return found and [g.float() / new_scale for g in grads], new_scale, good_steps
+    return unscaled, scale, good_steps + 1
 
 
 def _scaler_cases():
-    small = [torch.tensor([0.5, -3.0]), torch.tensor([[2.0**-24]])]
-    infinite = [torch.tensor([0.5, -3.0]), torch.tensor([[float("inf")]])]
-    undefined = [torch.tensor([0.5, 1.0]), torch.tensor([[float("nan")]])]
-    cases = [(small, 1024.0, 0, 3), (small, 1024.0, 2, 3), (infinite, 1024.0, 1, 3), (undefined, 8.0, 2, 3)]
-    cases += [(small, 1024.0, 3, 3), (small, 65536.0, 3, 2000)]
-    return [([g.half() for g in grads], *rest) for grads, *rest in cases]
+    inf, nan = float("inf"), float("nan")
+    small, largest = [[0.5, -3.0], [[2.0**-24]]], [[65504.0, 65504.0], [-65504.0]]
+    cases = [(small, 1024.0, 0, 3), (small, 1024.0, 2, 3)]
+    cases += [([[0.5, -3.0], [[inf]]], 1024.0, 1, 3), ([[0.5, 1.0], [[nan]]], 8.0, 2, 3)]
+    cases += [(small, 1024.0, 3, 3), (small, 65536.0, 3, 2000), (small, 3.0, 0, 1), (small, 65536.0, 4, 5)]
+    cases += [([[1.0, -inf, 2.0], [1.0]], 1.0, 2, 3), ([[nan, 1.0], [1.0]], 0.5, 0, 1), ([inf, [1.0]], 7.0, 5, 9)]
+    cases += [(largest, 65536.0, 0, 2), ([[inf, -inf]], 2.0, 1, 2), ([[], 2.0, [[1.0, 2.0, 3.0]]], 4.0, 1, 7)]
+    return [([spread(torch.tensor(g).half()) for g in grads], *rest) for grads, *rest in cases]
 
 
 scaler_step = Exercise(
@@ -485,11 +426,11 @@ scaler_step = Exercise(
             "The gradients are still those of scale · loss. Divide by the scale.",
         ),
         edit(
-            "g.float() / scale",
-            "g.float() * scale",
-            "You multiply by the scale a second time. The loss was multiplied, so the gradients are divided.",
+            "    if good_steps + 1 >= growth_interval:\n        return unscaled",
+            "    if good_steps + 1 >= growth_interval:\n        return [g / 2 for g in unscaled]",
+            "The step that doubles the scale divides by the new one. Its gradients were made with the old scale: "
+            "divide before you change it.",
         ),
-        _unscales_late,
         edit(
             "not all(g.isfinite().all() for g in grads)",
             "any(g.isnan().any() for g in grads)",
@@ -501,43 +442,23 @@ scaler_step = Exercise(
             "You look for inf. An inf can have become nan on the way (inf − inf, inf · 0): isfinite() finds both.",
         ),
         edit(
-            "not all(g.isfinite().all() for g in grads)",
-            "not grads[0].isfinite().all()",
-            "You look at the first tensor only. One infinite number anywhere spoils the step.",
-        ),
-        edit(
-            "scale / 2, 0",
-            "scale, 0",
-            "The step is skipped, but the scale stays, and the next step overflows as well. Halve it.",
-        ),
-        edit(
             "scale / 2, 0",
             "scale / 2, good_steps",
             "After an overflow the counting starts again: good_steps is 0, or the scale would grow back too soon.",
         ),
         edit(
-            "None, scale / 2",
-            "[g.float() / scale for g in grads], scale / 2",
-            "You hand out gradients that are not finite; one step with them makes every weight nan. Return None.",
-        ),
-        edit(
-            "unscaled, scale * 2, 0",
-            "unscaled, scale, good_steps",
-            "The scale never grows. When good_steps reaches growth_interval it doubles, and the counting starts at 0.",
-        ),
-        edit(
             "scale * 2, 0",
-            "scale * 2, good_steps",
+            "scale * 2, good_steps + 1",
             "When the scale has doubled, the counting starts again: good_steps is 0.",
         ),
         edit(
+            "good_steps + 1 >= growth_interval",
             "good_steps >= growth_interval",
-            "good_steps > growth_interval",
             "One step late: this good step counts too. Add it before you compare with growth_interval.",
         ),
     ],
     [
-        "Three ways out: not finite; finite and time to grow; finite.",
+        "There are three ways out. Which of them has to be looked at first, and what does each do to the scale?",
         "all(g.isfinite().all() for g in grads) decides. If not: return None, scale / 2, 0.",
         "Unscale with g.float() / scale, add 1 to good_steps; if that reaches growth_interval: scale · 2 and 0.",
     ],

@@ -410,6 +410,11 @@ def in_their_order(spans):
     return sum(max(0, after[1] - before[2]) for before, after in pairwise(steps))
 
 
+def sorts_in_place(spans, num_workers):
+    spans.sort(key=lambda span: span[1])
+    return by_gaps(spans, num_workers)
+
+
 def right_deal(i, n, total):
     return i * total // n, (i + 1) * total // n
 
@@ -463,6 +468,8 @@ wrong = {
         lambda source, depth: with_a_condition(source, depth, last_first=True),
     ],
     "bottleneck": [
+        sorts_in_place,
+        found_by(enough=lambda spans, n, right: float(right[2])),
         lambda spans, num_workers: by_gaps(spans, num_workers)[0],
         found_by(which=lambda spans, n, right: max(spans, key=lambda span: span[2] - span[1])[0]),
         found_by(which=lambda spans, n, right: "loader" if right[1] > 0 else "device"),
