@@ -6,12 +6,12 @@ import random
 import torch
 from torch.nn import functional
 
+from lessons_lib.exercises.cases import drawn
 from lessons_lib.exercises.core import Exercise, Outcome, edit
 
 
 def _draw(*shapes):
-    dice = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(shape, generator=dice, dtype=torch.float64) for shape in shapes)
+    return tuple(drawn(*shape, seed=i, dtype=torch.float64) for i, shape in enumerate(shapes))
 
 
 def matmul_backward(A, B, G):
@@ -27,9 +27,9 @@ def _matmul_cases():
     """By hand; three sizes; each size 1 in turn; square and drawn; one number; transposed and in float32."""
     hand = ([[1, 2], [3, 4]], [[0, 1], [5, 2]], [[1, 0], [2, 3]])
     sizes = [(4, 3, 5), (1, 6, 1), (5, 1, 3), (1, 2, 7), (7, 2, 1), (3, 3, 3), (1, 1, 1)]
-    drawn = [_draw((n, k), (k, m), (n, m)) for n, k, m in sizes]
+    others = [_draw((n, k), (k, m), (n, m)) for n, k, m in sizes]
     turned = tuple(matrix.T.float() for matrix in _draw((2, 4), (3, 2), (3, 4)))
-    return [tuple(torch.tensor(rows, dtype=torch.float64) for rows in hand), *drawn, turned]
+    return [tuple(torch.tensor(rows, dtype=torch.float64) for rows in hand), *others, turned]
 
 
 matmul_backward = Exercise(

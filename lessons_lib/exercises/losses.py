@@ -2,13 +2,8 @@
 
 import torch
 
+from lessons_lib.exercises.cases import drawn, spread
 from lessons_lib.exercises.core import Exercise, Outcome, edit
-
-
-def _draw(seed, *shapes):
-    """Tensors of normal numbers, the same at every call."""
-    dice = torch.Generator().manual_seed(seed)
-    return [torch.randn(shape, generator=dice) for shape in shapes]
 
 
 def bce_with_gradient(z, y):
@@ -51,17 +46,16 @@ def _by_autograd_through_corners(z, y):
 
 
 def _scores():
-    """The lesson's four predictions; soft targets; scores of 0, of ±1000, right and wrong; one sample; every other."""
-    drawn, targets, many = _draw(4, 6, 6, 31)
+    """The lesson's four predictions; soft targets; scores of 0, of ±1000, right and wrong; one sample; spread."""
     extreme = torch.tensor([1000.0, -1000.0, 1000.0, -1000.0, 25.0, -90.0])
     return [
         (torch.tensor([0.3, 0.7, 0.2, 0.8]).logit(), torch.tensor([0.0, 1.0, 0.0, 1.0])),
-        (3 * drawn, targets.sigmoid()),
+        (3 * drawn(6), drawn(6, seed=1).sigmoid()),
         (torch.tensor([0.0, -0.0, 0.0, 2.0]), torch.tensor([1.0, 0.0, 0.25, 1.0])),
         (extreme, torch.tensor([1.0, 0.0, 0.0, 1.0, 0.0, 1.0])),
         (torch.tensor([-30.0]), torch.tensor([1.0])),
         (torch.zeros(1), torch.zeros(1)),
-        (5 * many[::2], (many > 0.3).float()[::2]),
+        (spread(5 * drawn(16)), spread((drawn(16, seed=2) > 0.3).float())),
     ]
 
 
@@ -120,7 +114,7 @@ def log_sum_exp(z, dim):
 
 def _tables():
     """Square, both ways; rows far apart; three dimensions, from both ends; sizes of 1; transposed; one row."""
-    square, cube, thin, one = _draw(5, (3, 3), (2, 3, 4), (1, 3, 1), (1, 1))
+    square, cube, thin = drawn(3, 3), 10 * drawn(2, 3, 4), drawn(1, 3, 1)
     rows = torch.tensor([[1000.0, 999.0], [0.5, -0.5], [-1000.0, -1001.0]])
     return [
         (square, 1),
@@ -128,9 +122,9 @@ def _tables():
         (rows, 1),
         (rows.T, 0),
         (rows, 0),
-        *((10 * cube, dim) for dim in (1, -1, -2, 0)),
+        *((cube, dim) for dim in (1, -1, -2, 0)),
         *((thin, dim) for dim in (0, 1, -1)),
-        (one, 0),
+        (drawn(1, 1), 0),
         (torch.tensor([-1000.0, 1000.0, 1000.0]), 0),
         (torch.full((5,), -1000.0), -1),
     ]
@@ -332,15 +326,14 @@ def _naive_softmax(z, y):
 
 def _batches():
     """By hand, without padding; with padding, also first and last; ±1000; one row that counts; one class; columns."""
-    drawn, tall, single, wide = _draw(6, (6, 4), (9, 3), (4, 1), (5, 7))
     return [
         (torch.tensor([[1.0, 2.0, 0.5], [0.0, 0.0, 3.0]]), torch.tensor([1, 0])),
-        (2 * drawn, torch.tensor([3, -100, 0, 2, -100, 1])),
+        (2 * drawn(6, 4), torch.tensor([3, -100, 0, 2, -100, 1])),
         (torch.tensor([[1000.0, 0.0], [-1000.0, -1000.0], [5.0, 1000.0]]), torch.tensor([1, 0, -100])),
-        (3 * tall, torch.tensor([-100, -100, 0, 0, -100, 1, 1, 0, -100])),
-        (drawn, torch.tensor([-100, -100, -100, -100, 1, -100])),
-        (single, torch.tensor([0, -100, 0, 0])),
-        (wide.T, torch.tensor([4, 4, 4, -100, 0, 2, 1])),
+        (3 * drawn(9, 3), torch.tensor([-100, -100, 0, 0, -100, 1, 1, 0, -100])),
+        (drawn(6, 4), torch.tensor([-100, -100, -100, -100, 1, -100])),
+        (drawn(4, 1), torch.tensor([0, -100, 0, 0])),
+        (drawn(5, 7).T, torch.tensor([4, 4, 4, -100, 0, 2, 1])),
         (torch.zeros(1, 5), torch.tensor([2])),
     ]
 

@@ -7,7 +7,6 @@ equivalent = {
         "H = X{.T @ X →  @ X.T} / n": SAME_LARGEST_EIGENVALUE,
     },
     "fit_regression": {
-        "A = torch.cat([X, torch.ones(n, 1{, dtype=X.dtype → })], dim=1)": "cat gives the larger dtype, and 1 is exact",
         "alpha = 1 / torch.linalg.eigvalsh(A{.T @ A →  @ A.T} / n)[-1]": SAME_LARGEST_EIGENVALUE,
         "w {= w - → -=} alpha * (A.T @ (A @ w - y) / n)": "nobody else holds w",
     },
