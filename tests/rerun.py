@@ -9,6 +9,7 @@ fails is left as it was.
 
 import argparse
 import ast
+import contextlib
 import hashlib
 import importlib
 import json
@@ -101,22 +102,64 @@ def read(path):
     return nbformat.reads(json.dumps(raw), as_version=4)
 
 
-def execute(notebook, folder):
-    """Run all cells of `notebook` in place, in `folder`, and return what it took. A failing cell raises."""
+@contextlib.contextmanager
+def kernel(notebook, folder):
+    """A client with a fresh kernel in `folder` for the cells of `notebook`, whose outputs are dropped."""
     client = NotebookClient(notebook, timeout=180, kernel_name="python3", record_timing=False)
     client.resources = {"metadata": {"path": str(folder)}}
     client.reset_execution_trackers()
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.outputs, cell.execution_count = [], None
+    with client.setup_kernel():
+        yield client
+
+
+def execute(client):
+    """Run all cells of a notebook in order, and return what it took. A failing cell raises."""
     start, times = time.perf_counter(), []
-    with client.setup_kernel(), PeakMemory(client.km.provisioner.pid) as memory:
-        for index, cell in enumerate(notebook.cells):
+    with PeakMemory(client.km.provisioner.pid) as memory:
+        for index, cell in enumerate(client.nb.cells):
             began = time.perf_counter()
             client.execute_cell(cell, index)
             if cell.cell_type == "code":
                 times.append(time.perf_counter() - began)
     return Measured(time.perf_counter() - start, times, memory.bytes)
+
+
+def execute_backwards(client, shipped):
+    """Run the cells of `shipped`, the last one first, in a kernel that has run all of them or their like before.
+
+    Each cell then finds every name as the end of the lesson left it. The stubs of the exercises come before all others.
+
+    Returns:
+        The cells that fail, or print something else than `shipped` has below them, with what they print. What is tagged
+        "nbval-ignore-output" may print anything.
+    """
+    client.allow_errors, other = True, []
+    backwards = [index for index, cell in reversed(list(enumerate(shipped.cells))) if cell.cell_type == "code"]
+    for index in sorted(backwards, key=lambda index: "exercise" not in shipped.cells[index].metadata.get("tags", [])):
+        cell, stored = client.nb.cells[index], shipped.cells[index]
+        cell.source, cell.outputs = stored.source, []
+        client.execute_cell(cell, index)
+        failed = any(output.output_type == "error" for output in cell.outputs)
+        ignored = "nbval-ignore-output" in stored.metadata.get("tags", [])
+        if failed or (not ignored and printed(cell) != printed(stored)):
+            other.append(f"[{index}] {stored.source}\n{printed(cell)}")
+    return other
+
+
+def printed(cell):
+    """The text below a cell: what it prints, the text of its results, and its errors."""
+    texts = []
+    for output in cell.outputs:
+        texts += [output.get("text", ""), output.get("data", {}).get("text/plain", ""), output.get("evalue", "")]
+    return without_erased("".join(texts))
+
+
+def without_erased(text):
+    """The text that is left where carriage returns have overwritten lines."""
+    return re.sub(r"^.*\r(?=[^\n])", "", text, flags=re.MULTILINE)
 
 
 def fill(notebook):
@@ -169,14 +212,15 @@ def clean(notebook):
             output.get("data", {}).pop(WIDGET_VIEW, None)
             output.pop("transient", None)
             if "text" in output:
-                output.text = re.sub(r"^.*\r(?=[^\n])", "", output.text, flags=re.MULTILINE)
+                output.text = without_erased(output.text)
     return nbformat.from_dict(notebook)
 
 
 def main(paths):
     for path in paths or sorted((ROOT / "notebooks").glob("*.ipynb")):
         notebook = read(path)
-        measured = execute(notebook, pathlib.Path(path).resolve().parent)
+        with kernel(notebook, pathlib.Path(path).resolve().parent) as client:
+            measured = execute(client)
         text = nbformat.writes(clean(notebook), version=4)
         pathlib.Path(path).write_text(text.rstrip("\n") + "\n", encoding="utf-8")
         print(f"{pathlib.Path(path).name}: {measured}", flush=True)

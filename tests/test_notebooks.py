@@ -14,7 +14,7 @@ from itertools import takewhile
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
-from rerun import GUESS, PREDICTION, ROOT, WIDGET_VIEW, answers, execute, fill
+from rerun import GUESS, PREDICTION, ROOT, WIDGET_VIEW, answers, execute, execute_backwards, fill, kernel, printed
 
 from lessons_lib.exercises import all_exercises
 
@@ -96,6 +96,8 @@ def test_outputs_hold_nothing_of_the_machine_that_made_them(path):
 def test_a_prediction_asks_for_a_guess_and_is_answered_before_the_next_heading(path):
     cells = read(path).cells
     told = answers(read(path))
+    asked = [name for cell in cells for name in GUESS.findall(cell.source)]
+    assert len(set(asked)) == len(asked), "another guess has another name"
     for i, cell in enumerate(cells):
         if guesses := re.findall(r"^(guess\w*) = ", cell.source, re.MULTILINE):
             assert PREDICTION in cells[i - 1].source
@@ -117,6 +119,9 @@ def test_answers_to_predictions_are_folded(path):
     notebook = read(path)
     hidden = {cell.id: cell.metadata.jupyter for cell in code_cells(notebook) if "jupyter" in cell.metadata}
     assert hidden == dict.fromkeys(answers(notebook), FOLDED), "run tests/rerun.py"
+    for cell in code_cells(notebook):
+        first = printed(cell).partition("\n")[0]  # JupyterLab shows it of a folded output
+        assert cell.id not in hidden or first.endswith(":") or first.startswith("<Picture: "), first
 
 
 def test_a_page_for_a_site_folds_what_a_notebook_folds():
@@ -201,14 +206,21 @@ def test_lesson_00_defines_the_verdicts():
 
 
 @every_notebook
-def test_solved(path, record_property):
-    """With the references in the stubs' place every check says correct, in the memory of a small machine."""
+def test_solved_and_then_any_cell_again(path, record_property):
+    """With the references in the stubs' place every check says correct, in the memory of a small machine.
+
+    After that each cell as it is shipped, from the last to the first, still does what it did: no name has got another
+    meaning since.
+    """
     notebook = read(path)
     names = fill(notebook)
-    measured = execute(notebook, path.parent)
+    with kernel(notebook, path.parent) as client:
+        measured = execute(client)
+        said = shown_by_checks(notebook)
+        other = execute_backwards(client, read(path))
     record_property("took", f"{path.stem}, solved: {measured}")
-    said = shown_by_checks(notebook)
     assert len(said) == len(names) and all(": correct." in text for text in said), said
+    assert not other, "\n\n".join(other)
     if sys.platform == "linux":
         assert measured.peak_bytes <= MAX_BYTES
 

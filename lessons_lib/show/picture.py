@@ -48,11 +48,12 @@ class Picture:
 
         JupyterLab and nbconvert show a plain PNG without its alternative text; an HTML image keeps it. A narrow page
         shrinks it to nine tenths, where letters of 10 points are 9 points high, and then lets the reader scroll.
+        The alternative text ends the first line, which JupyterLab shows where an output is folded.
         """
         width, height = self.size
         source = f"data:image/png;base64,{base64.b64encode(self.png()).decode()}"
         fit = f"max-width:100%;min-width:{round(0.9 * width)}px;height:auto"
-        return f'<img alt="{html.escape(self.alt)}" width="{width}" height="{height}" style="{fit}" src="{source}">'
+        return f'<img alt="{html.escape(self.alt)}"\nwidth="{width}" height="{height}" style="{fit}" src="{source}">'
 
     def save(self, path):
         """Write the picture to the file `path`, whose ending gives the format: .png, .svg or .pdf."""
