@@ -20,27 +20,12 @@ TASKS = exercises()
 SAMPLE, SAMPLE_OF_RANKS = 6, 2
 # Mutants of these are known to survive. A name goes when its check has been made stricter.
 OPEN = [
-    "backpropagation.cross_entropy_backward",
-    "backpropagation.gradients",
-    "convolutions.max_pool_backward",
-    "convolutions.receptive_field",
-    "gradient_descent.fit_regression",
-    "losses.bce_with_gradient",
-    "momentum_to_adam.adam_step",
-    "momentum_to_adam.adamw_step",
     "attention.attention_in_blocks",
     "attention.causal_weights",
     "sequences.clip_gradients",
     "sequences.gru_2014",
 ]
-HANG = """
-    while True:
-        try:
-            while True:
-                pass
-        except BaseException:
-            pass
-"""
+HANG = "sum(iter(int, 1))"  # one endless call in C: nothing in the same process can end it
 
 
 class Counter:
