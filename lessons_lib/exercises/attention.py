@@ -57,6 +57,12 @@ def _transposed(scores):
     return scores.masked_fill(~allowed, -math.inf).softmax(-1)
 
 
+def _inverted(scores):
+    """The mask is the wrong way round: masked_fill writes where its mask is True. Fill where ~allowed."""
+    allowed = torch.ones(scores.shape[-2:], dtype=torch.bool).tril(_room(scores))
+    return scores.masked_fill(allowed, -math.inf).softmax(-1)
+
+
 def _after_the_softmax(scores):
     """Zeroed after the softmax, rows no longer sum to 1. Mask the scores instead."""
     return scores.softmax(-1).tril(_room(scores))
@@ -106,6 +112,7 @@ causal_weights = Exercise(
         _not_itself,
         _aligned_at_the_start,
         _transposed,
+        _inverted,
         _after_the_softmax,
         _after_and_divided,
         _zeros_for_scores,
@@ -125,7 +132,8 @@ def attention_in_blocks(q, k, v, block_size):
 
     q: (m, d), k: (n, d), v: (n, e); scores may be in the hundreds. block_size: how many keys are
     read at a time; the last block may be shorter. No tensor you make should hold more than
-    2 · m · block_size numbers. Returns (m, e).
+    2 · m · block_size numbers; views are free. Divide q or the scores by √d, not all keys.
+    Returns (m, e).
     """
     top = torch.full((len(q), 1), -math.inf, dtype=q.dtype)  # the largest score so far
     total = torch.zeros(len(q), 1, dtype=q.dtype)  # Σ exp(score − top)
@@ -190,6 +198,17 @@ def _mean_of_blocks(q, k, v, block_size):
     return torch.stack([_scores(q, a).softmax(1) @ b for a, b in _blocks(k, v, block_size)]).mean(0)
 
 
+def _mean_without_a_stack(q, k, v, block_size):
+    """Blocks do not weigh the same: one with high scores counts for more. Keep Σ exp and Σ exp · v over all blocks."""
+    return _sum_of_blocks(q, k, v, block_size) / len(k.split(block_size))
+
+
+def _mean_by_length(q, k, v, block_size):
+    """Weighing each block's softmax by its number of keys is not enough: high scores count for more. Keep Σ exp and
+    Σ exp · v over all."""
+    return sum(_scores(q, a).softmax(1) @ b * len(a) for a, b in _blocks(k, v, block_size)) / len(k)
+
+
 def _sum_of_blocks(q, k, v, block_size):
     """Each block has its own softmax here, so the weights sum to the number of blocks."""
     return sum(_scores(q, a).softmax(1) @ b for a, b in _blocks(k, v, block_size))
@@ -211,6 +230,19 @@ def _shrinks_the_total_only(q, k, v, block_size):
 def _no_maximum(q, k, v, block_size):
     """exp of a score in the hundreds is ∞: subtract the largest score seen so far."""
     out, total = _running(q, k, v, block_size, shift=False)
+    return out / total
+
+
+def _one_maximum_for_all(q, k, v, block_size):
+    """Keep one maximum per query: under that of another query, hundreds higher, every exp of this one is 0."""
+    top, total, out = torch.tensor(-math.inf), 0, 0
+    for k_block, v_block in _blocks(k, v, block_size):
+        scores = _scores(q, k_block)
+        new_top = torch.maximum(top, scores.amax())
+        p, shrink = (scores - new_top).exp(), (top - new_top).exp()
+        total = shrink * total + p.sum(1, keepdim=True)
+        out = shrink * out + p @ v_block
+        top = new_top
     return out / total
 
 
@@ -254,17 +286,20 @@ def _watch(fn, q, k, v, block_size):
 
 
 def _long_inputs():
-    """Five keys in blocks of two, the largest score last; 600 keys; scores in the hundreds."""
+    """Five keys in blocks of two, the largest score last; 600 keys; scores in the hundreds; queries whose maxima lie
+    hundreds apart."""
     generator = torch.Generator().manual_seed(9)
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
 
     keys = torch.tensor([[0.0, 1.0], [1.0, 0.0], [1.0, 1.0], [2.0, 0.0], [3.0, 1.0]])
+    apart = torch.tensor([[10.0, 1.0], [20.0, 0.0], [30.0, 2.0], [25.0, 1.0]])
     return [
         (torch.tensor([[1.0, 0.0], [0.5, 2.0]]), keys, torch.arange(5.0)[:, None], 2),
         (draw(4, 8), draw(600, 8), draw(600, 3), 32),
         (30 * draw(3, 16), 10 * draw(70, 16), draw(70, 4), 8),
+        (torch.tensor([[40.0, 0.0], [0.0, 1.0]]), apart, torch.arange(4.0)[:, None], 2),
     ]
 
 
@@ -277,10 +312,13 @@ attention_in_blocks = Exercise(
         _whole_table,
         _row_by_row,
         _mean_of_blocks,
+        _mean_without_a_stack,
+        _mean_by_length,
         _sum_of_blocks,
         _never_shrinks,
         _shrinks_the_total_only,
         _no_maximum,
+        _one_maximum_for_all,
         _not_divided,
         _loses_the_rest,
         _over_the_queries_too,

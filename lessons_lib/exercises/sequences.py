@@ -45,6 +45,20 @@ def _always(gradients, max_norm):
     return norm
 
 
+def _always_even_zeros(gradients, max_norm):
+    """This also *lengthens* gradients that are short, and makes zeros nan. Below max_norm nothing changes."""
+    norm = _length(gradients)
+    _scaled(gradients, max_norm / torch.tensor(norm))
+    return norm
+
+
+def _always_divides(gradients, max_norm):
+    """This also *lengthens* gradients that are short, and divides by the 0 of zeros. Below max_norm nothing changes."""
+    norm = _length(gradients)
+    _scaled(gradients, max_norm / norm)
+    return norm
+
+
 def _by_the_square(gradients, max_norm):
     """Divided by the square of the norm the result is too short: the factor is max_norm/norm."""
     norm = _length(gradients)
@@ -88,8 +102,25 @@ def _length_afterwards(gradients, max_norm):
 
 
 def _copies(gradients, max_norm):
-    """The tensors handed in are unchanged: `g *= …` works in place, `g = g * …` does not."""
+    """The tensors handed in are unchanged: `g *= …` works in place; `g = g * …` and
+    `gradients[k] = …` leave the tensor as it is."""
     return clip_gradients.reference([g.clone() for g in gradients], max_norm)
+
+
+def _returns_the_list(gradients, max_norm):
+    """The gradients are changed in place, so nobody needs them back: return the length that they had before."""
+    clip_gradients.reference(gradients, max_norm)
+    return gradients
+
+
+def _returns_new_tensors(gradients, max_norm):
+    """Change the tensors handed in, `g *= …`, as the model holds these; and return the length that they had before."""
+    return [g * min(1.0, max_norm / max(_length(gradients), 1e-12)) for g in gradients]
+
+
+def _returns_nothing(gradients, max_norm):
+    """Nothing is returned: return the length that the gradients had before."""
+    clip_gradients.reference(gradients, max_norm)
 
 
 def _to_length_one(gradients, max_norm):
@@ -101,8 +132,8 @@ def _to_length_one(gradients, max_norm):
 
 
 def _clip(fn, gradients, max_norm):
-    """What is returned, and the gradients afterwards."""
-    returned = fn(gradients, max_norm)
+    """What is returned, and the tensors handed in, afterwards: new entries in the list do not reach the model."""
+    returned = fn(list(gradients), max_norm)
     return {"returned": returned, "gradients": gradients}
 
 
@@ -124,6 +155,8 @@ clip_gradients = Exercise(
     [
         _each_alone,
         _always,
+        _always_even_zeros,
+        _always_divides,
         _by_the_square,
         _without_the_root,
         _sum_of_lengths,
@@ -131,6 +164,9 @@ clip_gradients = Exercise(
         _entries,
         _length_afterwards,
         _copies,
+        _returns_the_list,
+        _returns_new_tensors,
+        _returns_nothing,
         _to_length_one,
     ],
     [
