@@ -143,7 +143,9 @@ def _gathers_everything(comm, gradient, num_samples):
 def _weighted(comm, fn, shares, dtype):
     generator = torch.Generator().manual_seed(comm.rank)
     gradient = torch.randn(60, generator=generator, dtype=dtype)
-    return fn(comm, gradient * (shares[comm.rank] > 0), shares[comm.rank])
+    share = shares[comm.rank]
+    first = fn(comm, gradient * (share > 0), share)
+    return first, fn(comm, gradient.square() * (share > 0), 3 * share)  # it may remember nothing of the first
 
 
 def _run_weighted(fn, shares, dtype):
@@ -153,7 +155,7 @@ def _run_weighted(fn, shares, dtype):
 
 weighted_mean = Exercise(
     weighted_mean,
-    cases=[((40, 8, 8, 8), torch.float64), ((5, 0, 3), torch.float32), ((7,), torch.float64), ((1, 2), torch.float32)],
+    cases=[((40, 8, 8, 8), torch.float64), ((5, 0, 3), torch.float32), ((7,), torch.float64), ((1, 50), torch.float32)],
     outcome=_run_weighted,
     slack=1.1,  # a count may travel as an integer of eight bytes
     may_be_cheaper=True,
