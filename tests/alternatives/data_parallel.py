@@ -158,30 +158,26 @@ def overlap_by_layer(comm, model, loss):
         hook.remove()
 
 
+def backward_with(hook, parameters, loss):
+    """Run backward, and `hook` on each of the parameters as soon as its gradient is complete."""
+    hooks = [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
+    loss.backward()
+    for each in hooks:
+        each.remove()
+
+
 def overlap_of_matrices_only(comm, model, loss):
     works = []
-    hooks = [
-        p.register_post_accumulate_grad_hook(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)))
-        for p in model.parameters()
-        if p.dim() > 1
-    ]
-    loss.backward()
+    matrices = [p for p in model.parameters() if p.dim() > 1]
+    backward_with(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)), matrices, loss)
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_with_one_wait(comm, model, loss):
     works = []
-    hooks = [
-        p.register_post_accumulate_grad_hook(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)))
-        for p in model.parameters()
-    ]
-    loss.backward()
+    backward_with(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)), model.parameters(), loss)
     works[-1].wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def start_by_loading_what_arrived(comm, module):
@@ -338,27 +334,18 @@ def overlap_starting_at_the_last_gradient(comm, model, loss):
         if len(ready) == len(parameters):
             works.extend(comm.all_reduce(p.grad, op="mean", async_op=True) for p in ready)
 
-    hooks = [parameter.register_post_accumulate_grad_hook(note) for parameter in parameters]
-    loss.backward()
+    backward_with(note, parameters, loss)
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_in_a_second_pass(comm, model, loss):
     works = []
     loss.backward(retain_graph=True)
     model.zero_grad()
-    hooks = [
-        p.register_post_accumulate_grad_hook(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)))
-        for p in model.parameters()
-    ]
-    loss.backward()
+    backward_with(lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)), model.parameters(), loss)
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_one_layer_late(comm, model, loss):
@@ -369,28 +356,19 @@ def overlap_one_layer_late(comm, model, loss):
         if len(waiting) > 2:
             works.append(comm.all_reduce(waiting.pop(0).grad, op="mean", async_op=True))
 
-    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in model.parameters()]
-    loss.backward()
+    backward_with(ready, model.parameters(), loss)
     works += [comm.all_reduce(p.grad, op="mean", async_op=True) for p in waiting]
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_of_a_copy(comm, model, loss):
     works = []
-    hooks = [
-        p.register_post_accumulate_grad_hook(
-            lambda p: works.append(comm.all_reduce(p.grad * 1.0, op="mean", async_op=True))
-        )
-        for p in model.parameters()
-    ]
-    loss.backward()
+    backward_with(
+        lambda p: works.append(comm.all_reduce(p.grad * 1.0, op="mean", async_op=True)), model.parameters(), loss
+    )
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_in_two_buckets(comm, model, loss):
@@ -402,12 +380,9 @@ def overlap_in_two_buckets(comm, model, loss):
             start = 0 if len(ready) == len(parameters) // 2 else len(parameters) // 2
             works.extend(comm.all_reduce(p.grad, op="mean", async_op=True) for p in ready[start:])
 
-    hooks = [parameter.register_post_accumulate_grad_hook(note) for parameter in parameters]
-    loss.backward()
+    backward_with(note, parameters, loss)
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 def overlap_without_backward(comm, model, loss):
@@ -422,12 +397,9 @@ def overlap_dividing_what_has_not_arrived(comm, model, loss):
         works.append(comm.all_reduce(parameter.grad, async_op=True))
         parameter.grad = parameter.grad / comm.world_size
 
-    hooks = [parameter.register_post_accumulate_grad_hook(ready) for parameter in model.parameters()]
-    loss.backward()
+    backward_with(ready, model.parameters(), loss)
     for work in works:
         work.wait()
-    for hook in hooks:
-        hook.remove()
 
 
 alternatives = {
