@@ -285,6 +285,7 @@ wrong = {
         most_flops_per_s,
         of_two_only,
         device_itself,
+        sorts_the_devices,
     ],
     "scaled_lr": [
         divides_by_the_warmup,
