@@ -148,7 +148,7 @@ def test_most_outputs_are_compared(path):
 
 @every_notebook
 def test_prose_is_short_and_says_what_to_expect(path):
-    assert len(prose(path).split()) <= 2700
+    assert len(prose(path).split()) <= 2500
     first = read(path).cells[0].source
     assert read(path).cells[0].cell_type == "markdown" and first.startswith("# ")
     assert "?" in first and "minutes" in first, "the first cell has the title, the question and the minutes"

@@ -113,7 +113,7 @@ class Judge:
             paid = got.outcome.cost[name]
             if paid * CHEAPER < best and not self.may_be_cheaper:
                 found = f"{name}: {amount(paid)}, where {amount(best)} is the least that is known to do"
-                return f" gives the right values with {found}: what does not go through `comm` is not counted"
+                return f" gives the right values with {found}: something is done where it is not counted"
         return None
 
 
