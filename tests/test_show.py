@@ -10,12 +10,13 @@ import nbconvert
 import nbformat
 import numpy as np
 import pytest
+import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from lessons_lib import show
+from lessons_lib import autograd, show
 from lessons_lib.schedules import (
     Links,
     Message,
@@ -74,6 +75,14 @@ def long_run():
     return Trace([Span(0, "compute", k / 100, (k + 1) / 100, label=name) for k, name in enumerate(names)], "measured")
 
 
+def graph_of_two_paths():
+    """L = w · tanh(w), and its graph after the loss has handed its gradient on."""
+    w = autograd.Tensor(torch.tensor(-0.5), requires_grad=True)
+    loss = w * w.tanh()
+    loss.grad = torch.ones(())
+    return show.graph(loss, {w: "w", loss: "L"}, done=[loss])
+
+
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
     "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
@@ -84,6 +93,8 @@ PICTURES = {
     "bars in parts": lambda: show.bars(
         {"gloo": {"latency": 1, "bytes": 3}, "memory": {"latency": 0.1, "bytes": 1}}, "time (ms)", "Two wires"
     ),
+    "graph": graph_of_two_paths,
+    "panels": lambda: show.panels([("digit", np.eye(4)), ("map", -np.eye(2))], "a digit and a map"),
     "contours": lambda: show.contours(bowl, {"SGD": [(2, 1), (1, 0)]}, (-3, 3), (-2, 2), minimum=(0, 0)),
     "timeline": lambda: show.timeline(two_ranks(), guess=0.02),
     "simulated timeline": lambda: show.timeline(simulate(ring(16), 1e6, slow_links()).trace),
@@ -214,6 +225,28 @@ def test_bars_stand_one_after_the_other_with_a_key_and_their_numbers():
     for wrong in ({}, [3], {"a": -1}, {"a": np.nan}, {"a": {"b": np.inf}}):
         with pytest.raises((TypeError, ValueError), match="rows"):
             show.bars(wrong, "ms")
+
+
+def test_a_graph_stands_from_its_sources_to_its_result_with_gradients_where_they_have_arrived():
+    picture = graph_of_two_paths()
+    places = {text.get_text(): text.get_position()[0] for text in texts(picture)}
+    assert {"w\n−0.500", "tanh\n−0.462", "L ×\n0.231", "1.000"} == set(places)
+    assert [places[text] for text in ("w\n−0.500", "tanh\n−0.462", "L ×\n0.231")] == [-2, -1, 0]
+
+
+def test_panels_are_grey_without_negative_numbers_and_blue_and_red_with_them():
+    picture = show.panels([("a", np.eye(2)), None, ("b", -np.eye(2)), ("c", np.zeros((2, 2)))], "four", rows=2)
+    axes = picture.figure.axes
+    maps = [ax.images[0].get_cmap().name for ax in axes if ax.get_visible()]
+    assert maps == ["gray_r", "RdBu_r", "gray_r"]
+    assert [ax.get_visible() for ax in axes] == [True, False, True, True]
+    assert axes[2].images[0].get_clim() == (-1, 1) and axes[3].images[0].get_clim() == (0, 1)
+
+
+@pytest.mark.parametrize("images", [[], [("a", [1, 2])] * 2, [("a", np.eye(2))] * 3])
+def test_panels_refuse_what_is_no_matrix_or_fills_no_rows(images):
+    with pytest.raises(ValueError, match="needed"):
+        show.panels(images, "none", rows=2)
 
 
 def test_labels_move_apart_as_little_as_needed():

@@ -2,10 +2,12 @@
 
 from .bars import bars
 from .control import control
+from .graph import graph
 from .labels import draw_guess, mark
 from .landscape import contours
 from .ledger import ledger
 from .lines import history, lines
+from .panels import panels
 from .picture import picture
 from .player import player
 from .schedule import schedule
@@ -21,11 +23,13 @@ __all__ = [
     "control",
     "draw_guess",
     "figure",
+    "graph",
     "history",
     "ledger",
     "lines",
     "lookup",
     "mark",
+    "panels",
     "picture",
     "player",
     "rank_colour",
