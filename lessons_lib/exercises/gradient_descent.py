@@ -151,8 +151,8 @@ minibatch_gradient = Exercise(
 def fit_regression(X, y, num_steps):
     """Fit y ≈ X w + b in exactly `num_steps` steps of gradient descent on the mean of ½ (xᵢ·w + b − yᵢ)².
 
-    X: tensor (n, d). y: (n,). Start from w = 0 and b = 0, and move both along the gradient in every
-    step. Compute the step size from X, whatever its scale. Returns (w, b): a tensor (d,) and a number.
+    X: tensor (n, d). y: (n,). Start from w = 0 and b = 0, and move both against the gradient in
+    every step. Compute the step size from X, whatever its scale. Returns (w, b): a tensor (d,) and a number.
     """
     n, d = X.shape
     A = torch.cat([X, torch.ones(n, 1)], dim=1)  # the bias is the weight of a feature that is 1
@@ -236,7 +236,7 @@ fit_regression = Exercise(
         ),
         edit(
             "1 / torch.linalg.eigvalsh(A.T @ A / n)[-1]",
-            "1.8 / torch.linalg.eigvalsh(X.T @ X / n)[-1]",
+            "1 / torch.linalg.eigvalsh(X.T @ X / n)[-1]",
             "The step obeys XᵀX/n, but the bias is a column of ones: put it into X.",
         ),
         edit(

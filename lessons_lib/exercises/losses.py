@@ -147,6 +147,10 @@ log_sum_exp = Exercise(
         edit(
             "z.amax(dim, keepdim=True)",
             "z.amax(dim)",
+            "sum(dim, keepdim=True)",
+            "sum(dim)",
+            ".squeeze(dim)",
+            "",
             "Without keepdim=True, m is lined up with the wrong dimension of z.",
         ),
         edit("m + shifted", "shifted", "Σ exp(z − m) is exp(−m) Σ exp(z): its log lacks m. Add it back."),
@@ -324,6 +328,13 @@ def _naive_softmax(z, y):
     return torch.where(counts, p - onehot.float(), 0) / counts.sum()
 
 
+def _naive_softmax_times_mask(z, y):
+    """exp(1000)/exp(1000) is nan, and nan times 0 too: use torch.softmax, or subtract each row's maximum first."""
+    p = z.exp() / z.exp().sum(1, keepdim=True)
+    counts = (y != -100)[:, None]
+    return (p - (torch.arange(z.shape[1]) == y[:, None]).float()) * counts / counts.sum()
+
+
 def _batches():
     """By hand, without padding; with padding, also first and last; ±1000; one row that counts; one class; columns."""
     return [
@@ -368,6 +379,7 @@ cross_entropy_gradient = Exercise(
         ),
         _padding_pulled_down,
         _naive_softmax,
+        _naive_softmax_times_mask,
     ],
     [
         "Which scores of a row should go up, which down, and by how much when the model is already sure?",

@@ -51,6 +51,13 @@ momentum_step = Exercise(
             "that a new lr acts at once on all that b remembers.",
         ),
         edit(
+            "+ g",
+            "- lr * g",
+            "- lr * b",
+            "+ b",
+            "Here b is the change itself, with −lr in it, as in many papers. In torch's form b holds gradients only.",
+        ),
+        edit(
             "    b = mu * b + g\n",
             "",
             "lr * b, b",
