@@ -286,6 +286,21 @@ def test_an_answer_on_ranks_has_a_value_for_each_and_the_costs_of_the_ledgers():
     assert on_ranks(hand_over, pass_to_all, 6, world_size=3).cost["bytes received by a rank"] == 24
 
 
+def counted(comm, seen, turn):
+    seen.append(turn)
+    if comm.rank == 0:
+        comm.send(torch.zeros(3), dst=1)
+    else:
+        comm.recv(torch.zeros(3), src=0)
+    return list(seen)
+
+
+def test_on_ranks_calls_a_function_several_times_in_one_process():
+    outcome = on_ranks(counted, [], world_size=2, costs=["bytes sent by all ranks"], num_calls=2)
+    assert outcome.value == by_rank([[[0], [0, 1]]] * 2)
+    assert outcome.cost == {"bytes sent by all ranks in 2 calls": 24}
+
+
 def test_own_comparison_and_a_value_it_was_not_made_for():
     task = exercise(compare=lambda expected, got: None if got.shape == () else f"shape {tuple(got.shape)}")
     assert task.check(lambda values: values[0]).state == "correct"

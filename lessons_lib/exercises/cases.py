@@ -12,6 +12,18 @@ def drawn(*shape, seed=0, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64).to(dtype)
 
 
+def full_range(*shape, seed=0, dtype=torch.float32):
+    """Draw a tensor that survives no detour over another dtype or a filter: all bits of integers; nan or ±inf among
+    more than three real numbers, the others as large as `dtype` allows."""
+    if not dtype.is_floating_point:
+        low, high = (0, 2) if dtype == torch.bool else (torch.iinfo(dtype).min, torch.iinfo(dtype).max)
+        return torch.randint(low, high, shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+    numbers = drawn(*shape, seed=seed, dtype=dtype).clamp(-4, 4) * (torch.finfo(dtype).max / 4)
+    if numbers.numel() > 3:
+        numbers.view(-1)[seed % numbers.numel()] = float(("nan", "inf", "-inf")[seed % 3])
+    return numbers
+
+
 def spread(tensor):
     """Copy a tensor so that its numbers do not lie next to one another in memory: shape and values stay."""
     wide = tensor.new_zeros(*tensor.shape, 2)

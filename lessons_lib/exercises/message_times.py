@@ -7,6 +7,7 @@ class Recorder:
     """A communicator that notes the order of its messages, waits and barriers.
 
     Attributes:
+        num_messages: how many it has begun.
         steps: ("to", rank) and ("from", rank) where a message is begun, ("wait", number of the message on this rank)
             where it has ended, ("barrier", None).
     """
@@ -54,6 +55,15 @@ class _Noted:
 
     def wait(self):
         self._work.wait()
+        self._note_end()
+
+    def is_completed(self):
+        is_completed = self._work.is_completed()
+        if is_completed:
+            self._note_end()
+        return is_completed
+
+    def _note_end(self):
         self._ended, ended = (lambda: None), self._ended
         ended()
 

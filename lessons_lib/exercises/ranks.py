@@ -12,7 +12,7 @@ def by_rank(results):
     return {f"rank {rank}": result for rank, result in enumerate(results)}
 
 
-def on_ranks(fn, *args, world_size, costs=COSTS, timeout_s=10, **options):
+def on_ranks(fn, *args, world_size, costs=COSTS, num_calls=None, timeout_s=10, **options):
     """Run `fn(comm, *args)` on every rank, as the outcome of an exercise.
 
     Args:
@@ -20,22 +20,25 @@ def on_ranks(fn, *args, world_size, costs=COSTS, timeout_s=10, **options):
         world_size: how many ranks.
         costs: names of what is counted: "messages" or "bytes", "sent" or "received", "by a rank" (the most that any
             rank has) or "by all ranks" (their sum).
+        num_calls: where it is given, each rank calls `fn(comm, *args, turn)` for turn 0, 1, … in turn, and keeps all
+            results: what an answer remembers in its process shows.
         timeout_s, options: as in `launch`.
 
     Returns:
-        An `Outcome`: what the ranks return, by rank, and the named costs.
+        An `Outcome`: what the ranks return, by rank (a list where `num_calls` is given), and the named costs.
     """
-    ranks = launch(_watched, fn, *args, world_size=world_size, timeout_s=timeout_s, **options)
+    ranks = launch(_watched, fn, args, num_calls, world_size=world_size, timeout_s=timeout_s, **options)
     for _, changes in ranks:
         for answer, changed in zip(_answers(args), changes, strict=True):
             answer.changed.update(changed)
-    costs = {name: ledger_cost(name, ranks.ledgers) for name in costs}
+    calls = f" in {num_calls} calls" if num_calls else ""
+    costs = {name + calls: ledger_cost(name, ranks.ledgers) for name in costs}
     return Outcome(by_rank([result for result, _ in ranks]), costs)
 
 
-def _watched(comm, fn, *args):
+def _watched(comm, fn, args, num_calls):
     """On a rank: what `fn` returns, and which arguments the answers have changed there."""
-    result = fn(comm, *args)
+    result = fn(comm, *args) if num_calls is None else [fn(comm, *args, turn) for turn in range(num_calls)]
     return result, [answer.changed for answer in _answers(args)]
 
 
