@@ -22,7 +22,7 @@ def reduce_scatter_chunk_by_chunk(world_size):
 
 
 def reduce_scatter_of_the_library(world_size):
-    return schedules.ring_reduce_scatter(world_size)
+    return schedules.ring_reduce_scatter(world_size).rounds
 
 
 def reduce_scatter_with_numpy(world_size):
@@ -37,7 +37,7 @@ def all_gather_by_memory(world_size):
     for _ in range(world_size - 1):
         rounds.append([Message(r, (r + 1) % world_size, newest[r], "copy") for r in range(world_size)])
         newest = [newest[r - 1] for r in range(world_size)]
-    return Schedule(world_size, world_size, rounds)
+    return rounds
 
 
 def all_gather_from_the_reduce_scatter(world_size):
@@ -154,6 +154,10 @@ def reduce_scatter_with_negative_chunks(world_size):
 def reduce_scatter_with_fractions(world_size):
     N = world_size
     return [[Message(r, (r + 1) % N, float((r - k - 1) % N), "add") for r in range(N)] for k in range(N - 1)]
+
+
+def reduce_scatter_as_a_schedule(world_size):
+    return Schedule(world_size, world_size, reduce_scatter_of_the_library(world_size), collective="reduce_scatter")
 
 
 def reduce_scatter_one_round_short(world_size):
@@ -331,6 +335,7 @@ wrong = {
         reduce_scatter_without_wrapping,
         reduce_scatter_with_negative_chunks,
         reduce_scatter_with_fractions,
+        reduce_scatter_as_a_schedule,
         reduce_scatter_one_round_short,
         reduce_scatter_with_an_idle_round,
         reduce_scatter_for_four_ranks,
