@@ -83,6 +83,7 @@ def graph_of_two_paths():
     return show.graph(loss, {w: "w", loss: "L"}, done=[loss])
 
 
+LOADED = [("loader", 1.0, 2.0), ("loader", 2.0, 3.0), ("device", 2.0, 2.5)]
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
     "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
@@ -101,6 +102,8 @@ PICTURES = {
     "timelines": lambda: show.timelines(
         {"a": two_ranks(), "b": long_run()}, guess={"b": 0.05}, marks={"a": {"rule": 0.02}}
     ),
+    "lanes": lambda: show.lanes({"a": LOADED, "b": LOADED[:1]}, guess={"a": 3.0}),
+    "owners": lambda: show.owners(np.array([[0.0, 0.0, 2.0], [2.0, np.nan, 7.0]]), "sample", "shard", "Whose?"),
     "ledger": lambda: show.ledger({"star": count(star(4), 1000), "ring": count(ring(4), 1000)}, guess=5000),
     "history": lambda: show.history({"1 rank": [3.0, 2.0, 1.0], "4 ranks": [3.0, 2.0, 1.5]}, smooth=2),
     "schedule": lambda: show.schedule(ring(4)),
@@ -247,6 +250,24 @@ def test_panels_are_grey_without_negative_numbers_and_blue_and_red_with_them():
 def test_panels_refuse_what_is_no_matrix_or_fills_no_rows(images):
     with pytest.raises(ValueError, match="needed"):
         show.panels(images, "none", rows=2)
+
+
+def test_lanes_start_at_zero_and_keep_their_axes_where_asked():
+    picture = show.lanes({"a": LOADED, "b": LOADED[:1]}, guess={"b": 3.0})
+    upper, lower = picture.figure.axes
+    assert sorted((bar.get_x(), bar.get_width()) for bar in upper.patches) == [(0, 1000), (1000, 500), (1000, 1000)]
+    assert upper.get_xlim() == lower.get_xlim() and lower.get_xlim()[1] > 3000
+    assert {"compute", "load", "your guess: 3000 ms"} <= words(picture)
+    limits = [show.lanes({"a": LOADED[:n]}, num_lanes=7, until_s=9.0).figure.axes[0].axis() for n in (1, 3)]
+    assert limits[0] == limits[1]
+    for wrong in ({}, [LOADED], {"a": []}):
+        with pytest.raises((TypeError, ValueError), match="runs"):
+            show.lanes(wrong)
+
+
+def test_owners_name_the_ranks_that_own_something():
+    picture = show.owners(np.array([[0.0, 2.0], [np.nan, 2.0]]), "sample", "shard", "Whose?")
+    assert {"rank 0", "rank 2", "sample", "shard", "Whose?"} <= words(picture) and "rank 1" not in words(picture)
 
 
 def test_labels_move_apart_as_little_as_needed():

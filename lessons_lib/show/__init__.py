@@ -5,6 +5,7 @@ from .control import control
 from .graph import graph
 from .labels import draw_guess, mark
 from .landscape import contours
+from .lanes import lanes, owners
 from .ledger import ledger
 from .lines import history, lines
 from .panels import panels
@@ -25,10 +26,12 @@ __all__ = [
     "figure",
     "graph",
     "history",
+    "lanes",
     "ledger",
     "lines",
     "lookup",
     "mark",
+    "owners",
     "panels",
     "picture",
     "player",
