@@ -110,6 +110,7 @@ PICTURES = {
     "large schedule": lambda: show.schedule(ring(12), max_rounds=3),
     "broadcast": lambda: show.schedule(tree_broadcast(4)),
     "unrolled": lambda: show.unrolled(num_steps=4),
+    "transformer_block": lambda: show.transformer_block(),
     "lookup": lambda: show.lookup([1, 2], [[1, 0], [0, 1], [1, 1]], [10, 20, 30]),
     "weights": lambda: show.weights({"head 1": [[1.0, 0.0], [0.4, 0.6]], "head 2": np.eye(2)}, "ab"),
 }

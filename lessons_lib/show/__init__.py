@@ -12,7 +12,7 @@ from .panels import panels
 from .picture import picture
 from .player import player
 from .schedule import schedule
-from .sequences import lookup, unrolled, weights
+from .sequences import lookup, transformer_block, unrolled, weights
 from .style import COLOURS, colour, figure, rank_colour
 from .timeline import timeline, timelines
 
@@ -39,6 +39,7 @@ __all__ = [
     "schedule",
     "timeline",
     "timelines",
+    "transformer_block",
     "unrolled",
     "weights",
 ]

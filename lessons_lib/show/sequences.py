@@ -1,4 +1,4 @@
-"""Networks for sequences: an unrolled cell, one look-up of attention, and tables of attention weights."""
+"""Networks for sequences: an unrolled cell, a look-up and weights of attention, and a transformer block."""
 
 import numpy as np
 from matplotlib.patches import FancyBboxPatch
@@ -33,14 +33,43 @@ def unrolled(num_steps=4):
 
 
 def _draw_cell(ax, x, below, above):
-    corner = (x - _HALF_BOX, -_HALF_BOX)
-    look = {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": "#DCEBF5", "edgecolor": COLOURS["ring"]}
-    ax.add_patch(FancyBboxPatch(corner, 2 * _HALF_BOX, 2 * _HALF_BOX, linewidth=1.5, **look))
-    ax.text(x, 0, "cell", ha="center", va="center", color=INK)
+    _draw_box(ax, x, 0, _HALF_BOX, "cell")
     arrow(ax, (x, -0.85), (x, -_HALF_BOX), **_HEAD)
     arrow(ax, (x, _HALF_BOX), (x, 0.85), **_HEAD)
     ax.text(x, -0.9, below, ha="center", va="top", color=INK)
     ax.text(x, 0.9, above, ha="center", va="bottom", color=INK)
+
+
+def transformer_block():
+    """The stream of a pre-norm transformer block, and the two branches that add to it; a `Picture`."""
+    fig, ax = figure(7.4, 2.7)
+    ax.set_axis_off()
+    ax.text(-0.2, 0, "$x$", ha="right", va="center", color=INK)
+    ax.text(8.8, 0, "new $x$", ha="left", va="center", color=INK)
+    branches = {"attend:\npositions talk": 0.0, "think:\neach by itself": 4.3}
+    stream = -0.1
+    for number, (name, start) in enumerate(branches.items(), 1):
+        plus = start + 3.9
+        arrow(ax, (stream, 0), (plus - 0.18, 0), **_HEAD)
+        arrow(ax, (start + 0.3, 0), (start + 0.3, 1.2 - _HALF_BOX), **_HEAD)
+        _draw_box(ax, start + 0.3, 1.2, 0.42, f"norm{number}")
+        arrow(ax, (start + 0.72, 1.2), (start + 1.3, 1.2), **_HEAD)
+        _draw_box(ax, start + 2.3, 1.2, 1.0, name)
+        ax.plot([start + 3.3, plus, plus], [1.2, 1.2, 0.6], color=INK, linewidth=1.2)
+        arrow(ax, (plus, 1.2), (plus, 0.18), **_HEAD)
+        ax.text(plus, 0, "+", ha="center", va="center", color=INK, bbox={"boxstyle": "circle,pad=0.15", "fc": "white"})
+        stream = plus + 0.18
+    arrow(ax, (stream, 0), (8.7, 0), **_HEAD)
+    ax.text(4.2, -0.5, "the stream: D numbers per position, to which each branch adds", ha="center", color=GREY)
+    ax.set(xlim=(-0.6, 9.6), ylim=(-0.8, 1.9))
+    return picture(fig, "a transformer block: the stream, and two branches that add to it, each behind a layer norm")
+
+
+def _draw_box(ax, x, y, half_width, text):
+    """A rounded box in the colour of a cell, with its text in the middle."""
+    look = {"boxstyle": "round,pad=0,rounding_size=0.1", "facecolor": "#DCEBF5", "edgecolor": COLOURS["ring"]}
+    ax.add_patch(FancyBboxPatch((x - half_width, y - _HALF_BOX), 2 * half_width, 2 * _HALF_BOX, linewidth=1.5, **look))
+    ax.text(x, y, text, ha="center", va="center", color=INK)
 
 
 def lookup(query, keys, values, title=""):
