@@ -149,6 +149,40 @@ def execute_backwards(client, shipped):
     return other
 
 
+# Runs in the kernel, and leaves no name there. Images may change their size, which is what they show, and colour keys.
+MOVE_SLIDERS = """
+def _move_sliders():
+    import gc
+    from lessons_lib.show.control import Control
+
+    def limits(control):
+        axes = [ax for ax in control.picture.figure.axes if not ax.images and ax.get_label() != "<colorbar>"]
+        return [(*ax.get_xlim(), *ax.get_ylim()) for ax in axes]
+
+    for control in [each for each in gc.get_objects() if type(each) is Control]:
+        before = limits(control)
+        for name, slider in control.widgets.items():
+            start = slider.value
+            for end in (slider.min, slider.max) if hasattr(slider, "min") else ():
+                slider.value = end
+                if control.message.value:
+                    print(f"{control.picture.alt}: {control.message.value}")
+                elif limits(control) != before:
+                    print(f"{control.picture.alt}: {name}={end}: {limits(control)} instead of {before}")
+            slider.value = start
+
+_move_sliders()
+"""
+
+
+def move_sliders(client):
+    """Move each slider of a lesson that has run to both its ends; what is said where an axis does not stay still."""
+    cell = nbformat.v4.new_code_cell(MOVE_SLIDERS)
+    client.nb.cells.append(cell)
+    client.execute_cell(cell, len(client.nb.cells) - 1)
+    return printed(client.nb.cells.pop())
+
+
 def printed(cell):
     """The text below a cell: what it prints, the text of its results, and its errors."""
     texts = []

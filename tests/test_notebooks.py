@@ -14,7 +14,19 @@ from itertools import takewhile
 import nbformat
 import pytest
 from nbconvert import HTMLExporter
-from rerun import GUESS, PREDICTION, ROOT, WIDGET_VIEW, answers, execute, execute_backwards, fill, kernel, printed
+from rerun import (
+    GUESS,
+    PREDICTION,
+    ROOT,
+    WIDGET_VIEW,
+    answers,
+    execute,
+    execute_backwards,
+    fill,
+    kernel,
+    move_sliders,
+    printed,
+)
 
 from lessons_lib.exercises import all_exercises
 
@@ -78,6 +90,16 @@ def test_format(path):
 def test_every_cell_was_run_once_in_order(path):
     counts = [cell.execution_count for cell in code_cells(read(path))]
     assert counts == list(range(1, len(counts) + 1))
+
+
+@every_notebook
+def test_pictures_are_stored_with_their_alternative_text(path):
+    """A bare image/png has none, and JupyterLab shows the alternative text of HTML images alone."""
+    for cell in code_cells(read(path)):
+        for output in cell.outputs:
+            assert "image/png" not in output.get("data", {}), cell.source
+            for image in re.findall(r"<img [^>]*", "".join(output.get("data", {}).get("text/html", ""))):
+                assert re.match(r'<img alt="[^"]{10,}"', image), (cell.source, image[:100])
 
 
 @every_notebook
@@ -210,16 +232,18 @@ def test_solved_and_then_any_cell_again(path, record_property):
     """With the references in the stubs' place every check says correct, in the memory of a small machine.
 
     After that each cell as it is shipped, from the last to the first, still does what it did: no name has got another
-    meaning since.
+    meaning since. The axes of a picture stay still while its sliders move.
     """
     notebook = read(path)
     names = fill(notebook)
     with kernel(notebook, path.parent) as client:
         measured = execute(client)
         said = shown_by_checks(notebook)
+        moved = move_sliders(client)
         other = execute_backwards(client, read(path))
     record_property("took", f"{path.stem}, solved: {measured}")
     assert len(said) == len(names) and all(": correct." in text for text in said), said
+    assert not moved, moved
     assert not other, "\n\n".join(other)
     if sys.platform == "linux":
         assert measured.peak_bytes <= MAX_BYTES
