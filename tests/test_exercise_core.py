@@ -224,6 +224,7 @@ def test_a_reference_that_fails_on_this_machine_is_not_blamed_on_the_answer():
 
 def test_refusing_bad_input_can_be_asked_for():
     def root(x):
+        """The root of a number from 0; a ValueError for any other."""
         if x < 0:
             raise ValueError("x must not be negative")
         return x**0.5

@@ -85,6 +85,8 @@ def not_whole(value):
 def _numbers(expected, got, rtol, atol):
     if isinstance(expected, bool) != isinstance(got, bool):
         return "", f"expected {kind_of(expected)}, got {kind_of(got)}"
+    if isinstance(expected, numbers.Real) and not isinstance(got, numbers.Real):
+        return "", f"expected {kind_of(expected)}, got {kind_of(got)}"
     if isinstance(expected, numbers.Integral) and not isinstance(got, numbers.Integral):
         return "", f"expected {show_value(expected)}, got {got!r} ({type(got).__name__}): a whole number is needed"
     try:
