@@ -1,12 +1,15 @@
 """Exercises of lesson 01: the largest stable step, the gradient of a mini-batch, and a regression to repair."""
 
 import itertools
+import numbers
 
 import torch
 from torch.overrides import TorchFunctionMode
 
-from lessons_lib.exercises.cases import drawn
-from lessons_lib.exercises.core import Exercise, edit
+from lessons_lib.exercises.cases import drawn, spread
+from lessons_lib.exercises.compare import as_number
+from lessons_lib.exercises.core import Exercise, Outcome, edit
+from lessons_lib.exercises.words import kind_of
 
 
 def _draw(*shapes):
@@ -24,12 +27,13 @@ def largest_stable_step(X):
 
 
 def _matrices():
-    """By hand; steepest along (1, −1), or along two directions almost alike; more features than samples; one sample."""
+    """By hand; steepest along (1, −1), or along two almost alike; more features than samples; one sample; scaled."""
     opposed = torch.tensor([[2.0, -2.0], [1.0, -1.0], [0.5, 0.5]])
     small = [torch.tensor([[2.0, 1.0], [1.0, 2.0], [0.0, 1.0]]), torch.tensor([[3.0], [1.0], [0.0], [2.0]]), opposed]
     long, mix, wide, alone = _draw((50, 6), (6, 6), (3, 7), (1, 4))
     alike = torch.linalg.qr(long).Q * torch.tensor([1.0, 7, 6.8, 3, 2, 5])
-    return [(X,) for X in (*(X.double() for X in small), long @ mix, wide, alone, alike, wide.T + 3, opposed)]
+    scaled = [wide / 1e6, 1e3 * wide]
+    return [(X,) for X in (*(X.double() for X in small), long @ mix, wide, alone, alike, wide.T + 3, opposed, *scaled)]
 
 
 largest_stable_step = Exercise(
@@ -63,6 +67,7 @@ largest_stable_step = Exercise(
         "The gradient is Xᵀ(Xw − y)/n, so the Hessian is XᵀX/n: the same at every w, and y does not enter.",
         "torch.linalg.eigvalsh gives the eigenvalues of a symmetric matrix, the largest last.",
     ],
+    atol=0.0,
 )
 
 
@@ -71,7 +76,7 @@ def minibatch_gradient(w, X, y, order, step, batch_size):
 
     w: tensor (d,). X: (n, d). y: (n,). order: (n,), the numbers 0..n−1 of the samples, shuffled.
     step: 0, 1, 2, …; its samples are the batch_size entries of `order` from place step·batch_size
-    on, or fewer at the end. Returns a tensor (d,), for which only these samples are computed.
+    on, or fewer at the end. Returns a tensor (d,), for which errors of these samples alone are computed.
     """
     rows = order[step * batch_size : (step + 1) * batch_size]
     A = X[rows]
@@ -79,13 +84,14 @@ def minibatch_gradient(w, X, y, order, step, batch_size):
 
 
 class _Numbers(TorchFunctionMode):
-    """Counts the numbers in all tensors that torch's functions return while it is entered."""
+    """Counts the numbers in all tensors that torch's functions compute while it is entered."""
 
     total = 0
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
         out = func(*args, **(kwargs or {}))
-        self.total += out.numel() if isinstance(out, torch.Tensor) else 0
+        chosen = func in (torch.Tensor.__getitem__, torch.index_select, torch.Tensor.index_select)  # nothing computed
+        self.total += out.numel() if isinstance(out, torch.Tensor) and not chosen else 0
         return out
 
 
@@ -93,9 +99,7 @@ def _epoch(fn, w, X, y, order, batch_size):
     """The gradients of an epoch, asked for in reverse order, and whether that took more than the samples of each."""
     with _Numbers() as numbers:
         gradients = {f"step {k}": fn(w, X, y, order, k, batch_size) for k in reversed(range(-(-len(X) // batch_size)))}
-    enough = (
-        100 * X.numel()
-    )  # the reference makes 4 numbers per entry of X; whoever computes all at each step, far more
+    enough = 20 * X.numel() + 100  # the reference makes 3 per entry of X; whoever computes all at each step, far more
     return gradients | {"what is computed": "this mini-batch" if numbers.total <= enough else "far more than that"}
 
 
@@ -106,7 +110,8 @@ def _data_sets():
     dice = torch.Generator().manual_seed(2)
     for n, d, batch_size in [(7, 3, 3), (5, 2, 1), (120, 3, 2), (4, 1, 9), (1, 3, 1), (6, 3, 3)]:
         cases.append((*_draw((d,), (n, d), (n,)), torch.randperm(n, generator=dice), batch_size))
-    return [*cases, (*(values.float() for values in cases[1][:3]), *cases[1][3:])]
+    single = *(spread(values.float()) for values in cases[1][:3]), *cases[1][3:]
+    return [*cases, single]
 
 
 minibatch_gradient = Exercise(
@@ -167,13 +172,16 @@ def _way(fn, X, y, num_steps):
     """How the first steps go and where the last one ends: in words, so that all answers with one fault look alike."""
     A = torch.cat([X, torch.ones_like(X[:, :1])], dim=1)
     w, b = fn(X, y, num_steps)
-    if not isinstance(w, torch.Tensor) or w.shape != X.shape[1:] or w.dtype != X.dtype:
-        return {"w": w, "b": b}
+    is_like_x = isinstance(w, torch.Tensor) and w.shape == X.shape[1:] and w.dtype == X.dtype
+    if not is_like_x or not isinstance(as_number(b), numbers.Real):
+        needed = f"a tensor of shape {tuple(X.shape[1:])} and of X's dtype, and a number, are needed"
+        return Outcome(None, faults=(f"returns {kind_of(w)} and {kind_of(b)}: {needed}",))
     places = [torch.cat([w, torch.as_tensor(b, dtype=X.dtype).view(1)]) for w, b in (fn(X, y, k) for k in range(5))]
-    steps = {
-        f"step {k}": _step(here, there, A, y)
-        for k, (here, there) in enumerate(itertools.pairwise([torch.zeros_like(A[0]), *places]))
-    }
+    ways = [_step(here, there, A, y) for here, there in itertools.pairwise([torch.zeros_like(A[0]), *places])]
+    steps = {f"step {k}": words for k, (words, _) in enumerate(ways)}
+    sizes = [size for words, size in ways if words.endswith("along the gradient")]
+    alike = not sizes or max(sizes) - min(sizes) < 1e-2 * max(map(abs, sizes))
+    steps["step size"] = "always the same" if alike else "not always the same"
     end = torch.cat([w, torch.as_tensor(b, dtype=X.dtype).view(1)])
     error = (end - torch.linalg.lstsq(A, y[:, None]).solution[:, 0]).abs().max()
     where = "at the lowest point" if error < 1e-3 else "still on its way" if error < 1e2 else "far off: it explodes"
@@ -181,16 +189,18 @@ def _way(fn, X, y, num_steps):
 
 
 def _step(here, there, A, y):
-    """What a step from `here` to `there`, (d + 1,) with the bias last, does beside the gradient."""
+    """What a step from `here` to `there`, (d + 1,) with the bias last, does beside the gradient; its size along it."""
     moved, gradient = there - here, A.T @ (A @ here - y) / len(y)
     size = moved @ gradient / (gradient @ gradient)
     if not moved.any():
-        return "stands still"
-    if gradient[-1] and not moved[-1]:
-        return "moves w alone"
-    if (moved - size * gradient).norm() > 1e-3 * moved.norm():
-        return "moves in another direction"
-    return "goes down along the gradient" if size < 0 else "goes up along the gradient"
+        words = "stands still"
+    elif gradient[-1] and not moved[-1]:
+        words = "moves w alone"
+    elif (moved - size * gradient).norm() > 1e-3 * moved.norm():
+        words = "moves in another direction"
+    else:
+        words = "goes down along the gradient" if size < 0 else "goes up along the gradient"
+    return words, size.item()
 
 
 def _regressions():
