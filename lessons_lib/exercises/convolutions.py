@@ -76,8 +76,9 @@ def im2col(x, k, stride, padding):
     """The patch under every place of a k × k window, as the columns of a matrix.
 
     x: (N, C, H, W), which stays as it is. stride, padding: the same for both directions.
-    Returns (N, C·k·k, L): a row for every weight of a kernel (C, k, k), in the order of its
-    `flatten()`; a column for each of the L places, from left to right, then from top to bottom.
+    Returns (N, C·k·k, L), x's numbers as they are, also inf: a row for every weight of a kernel (C, k, k),
+    in the order of its `flatten()`; a column for each of the L places, from left to right, then from top
+    to bottom.
     Use few operations of torch, not one for each place, and not F.unfold, which is this function.
     """
     x = F.pad(x, [padding] * 4)
@@ -111,7 +112,7 @@ def _slice_by_slice(x, k, stride, padding):
 
 
 def _im2col_cases():
-    """Many places; stride 2; windows side by side; k = 1; k even; a stride beyond k; one place; float32."""
+    """Many places; stride 2; windows side by side; k = 1; k even; a stride beyond k; one place; float32; inf."""
     shapes = [
         ((2, 3, 12, 10), 3, 1, 0),
         ((1, 2, 9, 14), 3, 2, 1),
@@ -124,7 +125,9 @@ def _im2col_cases():
         ((1, 1, 40, 3), 2, 1, 1),
     ]
     cases = [(drawn(*shape, seed=i, dtype=torch.float64), *rest) for i, (shape, *rest) in enumerate(shapes)]
-    return [*cases, (cases[1][0].float(), 2, 1, 2), (spread(cases[5][0]), 3, 2, 0)]
+    infinite = cases[0][0].clone()
+    infinite[:, 0, 2, 3] = float("inf")
+    return [*cases, (cases[1][0].float(), 2, 1, 2), (spread(cases[5][0]), 3, 2, 0), (infinite, 3, 1, 1)]
 
 
 im2col = Exercise(
@@ -178,6 +181,8 @@ im2col = Exercise(
         "a loop: x.unfold(2, k, stride).unfold(3, k, stride) is (N, C, rows, columns, k, k); `permute`, then merge.",
     ],
     outcome=_counted,
+    rtol=0.0,
+    atol=0.0,
 )
 
 
@@ -256,7 +261,7 @@ def max_pool_backward(x, grad, k):
     """The gradient of the loss with respect to the input of a max-pooling layer.
 
     x: the input (H, W). k: its windows are k × k and lie side by side; k divides H and W.
-    grad: the gradient with respect to the output, (H/k, W/k). Returns (H, W), of x's dtype;
+    grad: the gradient with respect to the output, (H/k, W/k), of x's dtype. Returns (H, W), of x's dtype;
     x and grad stay as they are. Where a window has its largest value twice, the first in reading order has won.
     """
     windows = x.unfold(0, k, k).unfold(1, k, k).flatten(2)  # (H/k, W/k, k·k)
@@ -301,7 +306,8 @@ def _pool_cases():
         cases += [(x, grad, k), ((x - 0.8).clamp(min=0), grad, k), (-x.abs().round(), grad, k)]
     x, grad, k = cases[3]
     tie = torch.tensor([[0.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
-    cases += [(tie, grad[:1, :1], 2), (1 + 1e-12 * tie, grad[:1, :1], 2)]  # the last are all the same in float32
+    near = [1 + 1e-12 * tie, 1 + torch.finfo(tie.dtype).eps / 2 * tie, 1e30 * (tie - 3)]  # the first is 1 in float32
+    cases += [(each, grad[:1, :1], 2) for each in (tie, *near)]
     return [*cases, (x.float(), grad.float(), k), (spread(x), spread(grad), k)]
 
 
@@ -345,4 +351,6 @@ max_pool_backward = Exercise(
         "first of equals.",
         "F.one_hot(argmax, k · k) times grad[..., None], as (H/k, W/k, k, k); transpose(1, 2), reshape to x.shape.",
     ],
+    rtol=0.0,
+    atol=0.0,
 )

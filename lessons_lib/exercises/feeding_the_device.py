@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from random import Random
+from unittest.mock import ANY
 
 from lessons_lib.exercises.compare import not_whole
 from lessons_lib.exercises.core import Exercise, Outcome, edit
@@ -53,7 +54,7 @@ def _one_by_one(samples, rank, world_size, worker, num_workers):
 def _deal_to_all(fn, samples, world_size, num_workers):
     readers = [(rank, worker) for rank in range(world_size) for worker in range(num_workers)]
     Random(0).shuffle(readers)  # what a reader gets does not depend on who has asked before
-    parts = [[tuple(part) for part in fn(samples, r, world_size, w, num_workers)] for r, w in readers]
+    parts, again = ([[*map(tuple, fn(samples, r, world_size, w, num_workers))] for r, w in readers] for _ in range(2))
     numbers = [number for each in parts for part in each for number in part]
     inside = [[(s, a, b) for s, a, b in each if 0 <= s < len(samples) and 0 <= a <= b <= samples[s]] for each in parts]
     times = Counter((s, k) for each in inside for s, a, b in each for k in range(int(a), int(b)))
@@ -64,6 +65,7 @@ def _deal_to_all(fn, samples, world_size, num_workers):
         "samples read more than once": sum(number > 1 for number in times.values()),
         "samples read by nobody": sum(samples) - len(times),
         "largest share minus smallest": max(shares) - min(shares),
+        "parts are others when asked for again": again != parts,
     }
     return Outcome(value, {"files opened beyond those needed": max(0, opens - len(samples) - len(readers) + 1)})
 
@@ -75,7 +77,8 @@ def _deal_cases():
         for num_workers in (1, draw.randint(2, 4)):
             samples = [draw.choice([0, 1, 2, 5, 12, 13, 29]) for _ in range(draw.randint(1, 6))]
             cases.append((samples, world_size, num_workers))
-    return [*cases, ([11], 1, 1), ([0, 0], 2, 1), ([1009, 5], 6, 1)]
+    edges = [([11], 1, 1), ([0, 0], 2, 1), ([1009, 5], 6, 1), ([30, 31], 7, 2)]  # in floats, 14 * (61 / 14) < 61
+    return cases + edges
 
 
 deal = Exercise(
@@ -185,7 +188,7 @@ class _Source:
         self.taken, self.threads, self.changed = 0, set(), threading.Condition()
 
     def __iter__(self):
-        strange = None, 0, ValueError("an item"), ("end", None), ("error", 1), StopIteration
+        strange = None, 0, ValueError("an item"), ("end", None), ("error", 1), StopIteration, ANY  # equal to everything
         for k in range(self.num_items):
             time.sleep(self.pause_s if k == 2 else 0)
             with self.changed:
@@ -250,6 +253,7 @@ def _watched(fn, num_items, depth, fails_at=None, leaves_after=None, pause_s=0):
         "items": list(seen["items"]),
         "error that arrives": seen["error"],
         "threads left behind": 0 if hangs else sum(thread.is_alive() for thread in loaders),
+        "goes on loading when left": source.taken > (num_items if leaves_after is None else leaves_after + depth + 2),
     }
     return Outcome(value, {"items loaded ahead of the one in use": seen["ahead"]})
 
@@ -257,7 +261,7 @@ def _watched(fn, num_items, depth, fails_at=None, leaves_after=None, pause_s=0):
 prefetch = Exercise(
     prefetch,
     cases=[
-        (12, 3),
+        (14, 3),
         (9, 2, 5),
         (9, 2, None, 2),
         (0, 2),

@@ -56,7 +56,9 @@ def _accumulated(fn, model, parts, old):
         loss = fn(model, parts)
     value = {"returned loss": loss} | {f"gradient of {name}": p.grad for name, p in model.named_parameters()}
     value |= {f"{name} afterwards": [p.detach(), p.requires_grad] for name, p in model.named_parameters()}
-    value["whether the model is in training mode"] = model.training
+    value["whether the modules are in training mode"] = [module.training for module in model.modules()]
+    hooks = [kept for module in model.modules() for name, kept in vars(module).items() if name.endswith("hooks")]
+    value["hooks on the model"] = sum(map(len, hooks))
     given = sum(len(y) for _, y in parts)
     faults = [f"takes {n} samples {way} through the model, of {given}" for way, n in samples.items() if n > given]
     costs = {"bytes on top of model and data, at the peak": meter.peak - before} if given > 100 else {}
@@ -86,7 +88,7 @@ def _accumulate_cases():
         (flat, (4, 1), (0, 0), None),
         (flat, (1,), (0,), -2.0),
         (flat, (3, 0, 5), (3, 0, 1), 1.0),
-        (flat, (2, 2, 2, 2, 2, 2, 2), (1, 0, 2, 2, 0, 1, 2), None),
+        (flat, (2, 2, 2, 2, 2, 2, 2), (1, 0, 2, 2, 0, 1, 2), float("nan")),
         (deep, (60, 60, 60, 30), (5, 60, 0, 7), None),
         (deep, (60, 60, 50, 40, 9), (10, 0, 45, 3, 8), 1.0),
     ]
@@ -326,7 +328,7 @@ def _memory_cases():
     draw = Random(0)
     drawn = [tuple(draw.randint(1, most) for most in (50, 5000, 60000, 5000)) for _ in range(6)]
     gpts = [(12, 768, 50257, 1024), (48, 1600, 50257, 1024), (36, 4096, 50257, 2048), (96, 12288, 50257, 2048)]
-    return [(1, 8, 100, 10), *gpts, (2, 1, 3, 5), (1, 1, 1, 1), (3, 5, 7, 11), *drawn]
+    return [(1, 8, 100, 10), *gpts, (0, 8, 100, 10), (2, 1, 3, 5), (1, 1, 1, 1), (3, 5, 7, 11), *drawn]
 
 
 training_memory = Exercise(

@@ -17,7 +17,7 @@ def momentum_step(theta, g, b, lr, mu):
 
 
 def _momentum_cases():
-    """Vectors by hand; a table in float64; a number alone; all kept; no rate; one entry."""
+    """Vectors by hand; a table in float64; a number alone; all kept, or nothing; no rate; one entry."""
     theta, g, b = torch.tensor([[1.0, -2.0], [0.5, 3.0], [0.25, -1.5]])
     table = torch.arange(6.0, dtype=torch.float64).view(2, 3)
     return [
@@ -27,6 +27,7 @@ def _momentum_cases():
         (table, 2 - table.flip(1), table.square() - 3, 0.01, 0.75),
         (torch.tensor(3.0), torch.tensor(0.0), torch.tensor(-2.0), 0.3, 0.5),
         (theta, g, b, 0.125, 1),
+        (theta, g, b, 0.125, 0),
         (b, theta, g, 0, 0.5),
         (g[:1], b[:1], theta[:1], 3e-4, 0.99),
     ]
@@ -194,7 +195,7 @@ def adamw_step(theta, g, m, v, t, lr, weight_decay, beta1, beta2, eps):
 
 
 def _adamw_cases():
-    decays = (0.5, 0.01, 0, 2.0)
+    decays = (0.5, 0.01, 0, 2.0, 0.1)
     return [(*case[:6], decays[i % len(decays)], *case[6:]) for i, case in enumerate(_adam_cases())]
 
 

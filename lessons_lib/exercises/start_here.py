@@ -6,6 +6,7 @@ import time
 import torch
 
 from lessons_lib import Links
+from lessons_lib.exercises.cases import spread
 from lessons_lib.exercises.compare import as_number
 from lessons_lib.exercises.core import Exercise, Outcome, edit, on_ranks
 
@@ -172,8 +173,8 @@ def exchange(comm, mine):
 
 
 def _swap(comm, fn, shape, dtype):
-    generator = torch.Generator().manual_seed(comm.rank)
-    return fn(comm, torch.randint(1000, shape, generator=generator).to(dtype))
+    large = torch.randint(2**62, shape, generator=torch.Generator().manual_seed(comm.rank))  # no float holds all digits
+    return fn(comm, spread(large.to(dtype)))
 
 
 def _exchanged(fn, world_size, shape, dtype):
@@ -182,7 +183,7 @@ def _exchanged(fn, world_size, shape, dtype):
 
 exchange = Exercise(
     exchange,
-    cases=[(2, (3,), torch.float32), (4, (2, 2), torch.int64), (6, (), torch.float64)],
+    cases=[(2, (3,), torch.float32), (4, (2, 2), torch.int64), (6, (), torch.float64), (2, (2, 0), torch.bool)],
     outcome=_exchanged,
     mistakes=[
         edit(
