@@ -177,11 +177,10 @@ def _way(fn, X, y, num_steps):
         needed = f"a tensor of shape {tuple(X.shape[1:])} and of X's dtype, and a number, are needed"
         return Outcome(None, faults=(f"returns {kind_of(w)} and {kind_of(b)}: {needed}",))
     places = [torch.cat([w, torch.as_tensor(b, dtype=X.dtype).view(1)]) for w, b in (fn(X, y, k) for k in range(5))]
-    ways = [_step(here, there, A, y) for here, there in itertools.pairwise([torch.zeros_like(A[0]), *places])]
-    steps = {f"step {k}": words for k, (words, _) in enumerate(ways)}
-    sizes = [size for words, size in ways if words.endswith("along the gradient")]
-    alike = not sizes or max(sizes) - min(sizes) < 1e-2 * max(map(abs, sizes))
-    steps["step size"] = "always the same" if alike else "not always the same"
+    steps = {
+        f"step {k}": _step(here, there, A, y)
+        for k, (here, there) in enumerate(itertools.pairwise([torch.zeros_like(A[0]), *places]))
+    }
     end = torch.cat([w, torch.as_tensor(b, dtype=X.dtype).view(1)])
     error = (end - torch.linalg.lstsq(A, y[:, None]).solution[:, 0]).abs().max()
     where = "at the lowest point" if error < 1e-3 else "still on its way" if error < 1e2 else "far off: it explodes"
@@ -189,18 +188,16 @@ def _way(fn, X, y, num_steps):
 
 
 def _step(here, there, A, y):
-    """What a step from `here` to `there`, (d + 1,) with the bias last, does beside the gradient; its size along it."""
+    """What a step from `here` to `there`, (d + 1,) with the bias last, does beside the gradient."""
     moved, gradient = there - here, A.T @ (A @ here - y) / len(y)
     size = moved @ gradient / (gradient @ gradient)
     if not moved.any():
-        words = "stands still"
-    elif gradient[-1] and not moved[-1]:
-        words = "moves w alone"
-    elif (moved - size * gradient).norm() > 1e-3 * moved.norm():
-        words = "moves in another direction"
-    else:
-        words = "goes down along the gradient" if size < 0 else "goes up along the gradient"
-    return words, size.item()
+        return "stands still"
+    if gradient[-1] and not moved[-1]:
+        return "moves w alone"
+    if (moved - size * gradient).norm() > 1e-3 * moved.norm():
+        return "moves in another direction"
+    return "goes down along the gradient" if size < 0 else "goes up along the gradient"
 
 
 def _regressions():

@@ -10,7 +10,8 @@ def momentum_step(theta, g, b, lr, mu):
     """One step of momentum in torch's form. Returns the new (theta, b), and leaves the old ones as they are.
 
     theta, g, b: the parameter, its gradient and the buffer (zeros before the first step), all of
-    one shape. lr, mu: the learning rate and the share of the buffer that is kept, two numbers.
+    one shape. lr, mu: the learning rate and the share of the buffer that is kept, two numbers. Where mu is
+    0, the new b is g.
     """
     b = mu * b + g
     return theta - lr * b, b

@@ -16,7 +16,7 @@ def _torch_step(kind, theta, g, state, **hyper):
 
 
 def momentum_by_torch(theta, g, b, lr, mu):
-    theta, state = _torch_step(torch.optim.SGD, theta, g, {"momentum_buffer": b}, lr=lr, momentum=mu)
+    theta, state = _torch_step(torch.optim.SGD, theta, g, {"momentum_buffer": b}, lr=lr, momentum=mu or 1e-30)
     return theta, state.get("momentum_buffer", g)
 
 
