@@ -54,7 +54,9 @@ def _one_by_one(samples, rank, world_size, worker, num_workers):
 def _deal_to_all(fn, samples, world_size, num_workers):
     readers = [(rank, worker) for rank in range(world_size) for worker in range(num_workers)]
     Random(0).shuffle(readers)  # what a reader gets does not depend on who has asked before
-    parts, again = ([[*map(tuple, fn(samples, r, world_size, w, num_workers))] for r, w in readers] for _ in range(2))
+    asked = [*readers, *reversed(readers)]
+    answers = [[tuple(part) for part in fn(samples, r, world_size, w, num_workers)] for r, w in asked]
+    parts, again = answers[: len(readers)], answers[: len(readers) - 1 : -1]
     numbers = [number for each in parts for part in each for number in part]
     inside = [[(s, a, b) for s, a, b in each if 0 <= s < len(samples) and 0 <= a <= b <= samples[s]] for each in parts]
     times = Counter((s, k) for each in inside for s, a, b in each for k in range(int(a), int(b)))
