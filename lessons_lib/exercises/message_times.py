@@ -37,6 +37,10 @@ class Recorder:
         self.comm.barrier()
         self.steps.append(("barrier", None))
 
+    def is_open(self):
+        """Whether this rank has begun a message and not waited for its end."""
+        return self.num_messages > sum(what == "wait" for what, _ in self.steps)
+
     def _note(self, way, peer):
         """Note the begin of a message; returns what notes its end."""
         number, self.num_messages = self.num_messages, self.num_messages + 1

@@ -4,6 +4,7 @@ import operator
 
 import torch
 
+from lessons_lib.exercises.cases import full_range, spread
 from lessons_lib.exercises.core import Exercise, Outcome, edit, on_ranks
 from lessons_lib.exercises.message_times import Recorder, message_times
 
@@ -15,7 +16,8 @@ def shift(comm, mine):
 
     comm: the communicator of N ≥ 2 ranks, N even or odd. mine: this rank's tensor, which must stay as it
     is; all have one shape and dtype, any of them. Neighbours that don't depend on one another must not wait
-    for one another: with many ranks it may take two message times (three if N is odd), not N.
+    for one another: with many ranks it may take two message times (three if N is odd), not N. On return no
+    message is under way.
     """
     right, left = (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
     theirs = torch.empty_like(mine)
@@ -28,22 +30,40 @@ def shift(comm, mine):
     return theirs
 
 
-def _recorded(comm, fn, shape, dtype):
-    recorder, generator = Recorder(comm), torch.Generator().manual_seed(comm.rank)
-    return fn(recorder, torch.randint(1000, shape, generator=generator).to(dtype)), recorder.steps
+def _recorded(comm, fn, shape, dtype, turn):
+    recorder = Recorder(comm)
+    theirs = fn(recorder, spread(full_range(*shape, seed=comm.rank + 10 * turn, dtype=dtype)))
+    return theirs, recorder.is_open(), recorder.steps
 
 
 def _shifted(fn, world_size, shape, dtype):
-    ran = on_ranks(_recorded, fn, shape, dtype, world_size=world_size)
-    value = {rank: result for rank, (result, _) in ran.value.items()}
-    times = message_times([steps for _, steps in ran.value.values()])
-    return Outcome(value, {**ran.cost, "message times until the last rank is done": times})
+    ran = on_ranks(_recorded, fn, shape, dtype, world_size=world_size, num_calls=2)
+    times = max(message_times([steps for *_, steps in turn]) for turn in zip(*ran.value.values(), strict=True))
+    return _judged(ran, {"message times until the last rank is done": times})
+
+
+def _judged(ran, more_costs):
+    """The outcome of ranks that return (value, whether a message is left behind, …) for each of their calls."""
+    is_open = any(call[1] for calls in ran.value.values() for call in calls)
+    faults = ["leaves a message behind that nobody has waited for"] if is_open else []
+    return Outcome(
+        {rank: [call[0] for call in calls] for rank, calls in ran.value.items()}, ran.cost | more_costs, faults
+    )
 
 
 shift = Exercise(
     shift,
-    cases=[(4, (3,), torch.float32), (5, (2, 2), torch.int64), (2, (), torch.float64), (7, (1,), torch.float32)],
+    cases=[
+        (4, (3, 2), torch.float32),
+        (5, (2, 2), torch.int64),
+        (2, (), torch.float64),
+        (7, (1,), torch.bfloat16),
+        (3, (0, 2), torch.float32),
+        (6, (9,), torch.bool),
+    ],
     outcome=_shifted,
+    rtol=0.0,
+    atol=0.0,
     may_be_cheaper=True,  # `isend` and `irecv` take one message time
     mistakes=[
         edit(
@@ -147,12 +167,6 @@ def _one_by_one(world_size, root):
     return [[(root, rank)] for rank in range(world_size) if rank != root]
 
 
-def _chain(world_size, root):
-    """A chain: in each round only the newest rank sends, and all others who have the tensor rest. All of them can hand
-    it on in the same round, each to another rank."""
-    return [[((root + k) % world_size, (root + k + 1) % world_size)] for k in range(world_size - 1)]
-
-
 def _all_at_once(world_size, root):
     """The root cannot send to everybody in one round: a rank may be in one pair of a round."""
     return [[(root, rank) for rank in range(world_size) if rank != root]]
@@ -160,11 +174,10 @@ def _all_at_once(world_size, root):
 
 tree_rounds = Exercise(
     tree_rounds,
-    cases=[(8, 0), (6, 4), (1, 0), (11, 7), (2, 1), (3, 2), (7, 6), (17, 5)],
+    cases=[(8, 0), (6, 4), (1, 0), (11, 7), (2, 1), (3, 2), (7, 6), (17, 5), (8, 3), (70, 69)],
     outcome=_played,
     mistakes=[
         _one_by_one,
-        _chain,
         _all_at_once,
         edit(
             "(root + k - have) % world_size, (root + k) % world_size",
@@ -204,7 +217,8 @@ def scatter(comm, whole, numel):
 
     comm: the communicator of N ranks. whole: on rank 0 a float32 tensor of shape (numel,), which must stay as
     it is, on the others None. Rank r's chunk is whole[r · numel // N : (r + 1) · numel // N], so sizes may
-    differ by one and may be zero. No rank is sent what it does not need, and one message for each is enough.
+    differ by one and may be zero. No rank is sent what it does not need, and one message for each is enough
+    (an empty one counts too). What rank 0 returns may be a view of `whole`. On return no message is under way.
     """
     cuts = [rank * numel // comm.world_size for rank in range(comm.world_size + 1)]
     if comm.rank == 0:
@@ -216,13 +230,15 @@ def scatter(comm, whole, numel):
     return chunk
 
 
-def _deal(comm, fn, numel):
-    return fn(comm, torch.rand(numel, generator=torch.Generator().manual_seed(1)) if comm.rank == 0 else None, numel)
+def _deal(comm, fn, numel, turn):
+    recorder = Recorder(comm)
+    chunk = fn(recorder, spread(full_range(numel, seed=turn + 6)) if comm.rank == 0 else None, numel)
+    return chunk, recorder.is_open()
 
 
 def _scattered(fn, world_size, numel):
     costs = [f"{unit} {way}" for unit in ("bytes", "messages") for way in ("sent by all ranks", "received by a rank")]
-    return on_ranks(_deal, fn, numel, world_size=world_size, costs=costs)
+    return _judged(on_ranks(_deal, fn, numel, world_size=world_size, costs=costs, num_calls=2), {})
 
 
 def _whole_to_everyone(comm, whole, numel):
@@ -254,6 +270,8 @@ scatter = Exercise(
     scatter,
     cases=[(4, 10), (3, 8), (4, 3), (1, 5), (2, 0)],
     outcome=_scattered,
+    rtol=0.0,
+    atol=0.0,
     may_be_cheaper=True,  # empty chunks need no message
     mistakes=[
         _whole_to_everyone,

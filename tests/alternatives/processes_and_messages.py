@@ -132,6 +132,22 @@ def shift_in_float32(comm, mine):
     return shift_odd_ranks_first(comm, mine.float())
 
 
+def shift_in_float64(comm, mine):
+    return shift_odd_ranks_first(comm, mine.double()).to(mine.dtype)
+
+
+def shift_into_what_is_kept(comm, mine, kept={}):  # noqa: B006
+    theirs = kept.setdefault("theirs", torch.empty_like(mine))
+    return theirs.copy_(shift_odd_ranks_first(comm, mine))
+
+
+def shift_without_the_end_of_its_send(comm, mine):
+    theirs = torch.empty_like(mine)
+    comm.isend(mine, (comm.rank + 1) % comm.world_size)
+    comm.recv(theirs, (comm.rank - 1) % comm.world_size)
+    return theirs
+
+
 def shift_flat(comm, mine):
     return shift_odd_ranks_first(comm, mine.reshape(-1))
 
@@ -201,6 +217,10 @@ def tree_rounds_with_two_pairs_for_a_rank(world_size, root):
         rounds.append([((root + (k - have) % have) % world_size, (root + k) % world_size) for k in news])
         have *= 3
     return rounds
+
+
+def tree_rounds_kept_by_size(world_size, root, kept={}):  # noqa: B006
+    return kept.setdefault(world_size, tree_rounds_with_two_queues(world_size, root))
 
 
 def tree_rounds_flat(world_size, root):
@@ -283,6 +303,19 @@ def scatter_that_empties_the_whole(comm, whole, numel):
     return chunk
 
 
+def scatter_without_the_end_of_its_sends(comm, whole, numel):
+    cuts = [rank * numel // comm.world_size for rank in range(comm.world_size + 1)]
+    if comm.rank:
+        return scatter_with_chunk_bounds(comm, whole, numel)
+    for rank in range(1, comm.world_size):
+        comm.isend(whole[cuts[rank] : cuts[rank + 1]], rank)
+    return whole[: cuts[1]]
+
+
+def scatter_of_the_first_whole(comm, whole, numel, kept={}):  # noqa: B006
+    return scatter_with_chunk_bounds(comm, kept.setdefault("whole", whole), numel)
+
+
 def scatter_computed_on_the_spot(comm, whole, numel):
     start, stop = comm.rank * numel // comm.world_size, (comm.rank + 1) * numel // comm.world_size
     return torch.arange(100.0 + start, 100.0 + stop)
@@ -299,6 +332,9 @@ wrong = {
         shift_one_rank_at_a_time,
         shift_in_turn_without_blocking_calls,
         shift_in_float32,
+        shift_in_float64,
+        shift_into_what_is_kept,
+        shift_without_the_end_of_its_send,
         shift_flat,
         shift_over_mine,
         shift_by_arithmetic,
@@ -314,6 +350,7 @@ wrong = {
         tree_rounds_in_reverse,
         tree_rounds_for_powers_of_two,
         tree_rounds_with_two_pairs_for_a_rank,
+        tree_rounds_kept_by_size,
         tree_rounds_flat,
     ],
     "scatter": [
@@ -325,6 +362,8 @@ wrong = {
         scatter_backwards,
         scatter_that_keeps_the_whole_on_rank_0,
         scatter_that_empties_the_whole,
+        scatter_without_the_end_of_its_sends,
+        scatter_of_the_first_whole,
         scatter_computed_on_the_spot,
     ],
 }
