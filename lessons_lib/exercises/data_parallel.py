@@ -1,17 +1,26 @@
 """Exercises of lesson 12: the start, the weighted mean, buckets, and reducing while backward goes on."""
 
+import operator
 from itertools import pairwise
 
 import torch
 from torch import nn
 
+from lessons_lib.exercises.cases import drawn
 from lessons_lib.exercises.core import Exercise, Outcome, edit, on_ranks
+from lessons_lib.exercises.ranks import COSTS
+from lessons_lib.exercises.watching import Snapshot
 
 # --- broadcast_start: one start for all ------------------------------------------------------------------------------
 
 
 def broadcast_start(comm, module):
-    """Overwrite this rank's `module` with rank 0's, in place: every parameter and every buffer."""
+    """Overwrite this rank's `module` with rank 0's, in place and to the bit: every parameter and every buffer.
+
+    module: of any kind, perhaps without parameters or without buffers. They may be of any dtype and not
+        contiguous, and `state_dict()` leaves out buffers of `persistent=False`. Each stays in the memory
+        where it is, and nothing else changes. No more travels than by a `comm.broadcast` of each.
+    """
     for tensor in [*module.parameters(), *module.buffers()]:
         comm.broadcast(tensor)
 
@@ -27,36 +36,39 @@ def _one_after_the_other(comm, module):
             comm.recv(tensor, 0)
 
 
-def _zero_and_sum(comm, module):
-    """0 + 0 + w₀ is right, but an all-reduce gathers before it spreads: twice the bytes. Nothing needs to be added up
-    here."""
-    for tensor in [*module.parameters(), *module.buffers()]:
-        if comm.rank > 0:
-            tensor.data.zero_()
-        comm.all_reduce(tensor)
-
-
-def _started(comm, fn, width):
-    """What `fn` leaves in the tensors of a module whose every number depends on the rank, and of what it replaces."""
-    torch.manual_seed(comm.rank)
-    module = nn.Sequential(nn.Linear(12, width), nn.BatchNorm1d(width), nn.Linear(width, 3).double())
+def _mixed(rank, width):
+    """A module with all that a module may hold, and numbers that survive no detour over float32 or over a sum."""
+    module = nn.Sequential(nn.Linear(12, width), nn.BatchNorm1d(width), nn.Linear(width, 3, dtype=torch.float64))
+    module.register_parameter("scale", nn.Parameter(torch.randn(3, width).t()))
+    module.register_buffer("mask", torch.rand(9) > 0.5, persistent=False)
     module[0].requires_grad_(False)
-    module[1](torch.randn(4 + comm.rank, width))
-    module[1].num_batches_tracked += comm.rank
-    before = module.state_dict(keep_vars=True)
-    trained = [name for name, parameter in module.named_parameters() if parameter.requires_grad]
+    module[1].running_mean.normal_()
+    module[1].running_var.fill_(float("nan") if rank else 2.0)
+    module[1].num_batches_tracked.fill_(2**60 + 1 + rank)
+    return module
+
+
+def _started(comm, fn, width, turn):
+    """What `fn` leaves of a module whose every number depends on the rank."""
+    torch.manual_seed(10 * comm.rank + turn)
+    buffers_alone = nn.BatchNorm1d(width, affine=False)
+    buffers_alone.running_mean.normal_()
+    module = [_mixed(comm.rank, width), nn.Linear(width, 2), buffers_alone][turn]
+    before = dict([*module.named_parameters(), *module.named_buffers()])
+    views = {name: tensor.detach() for name, tensor in before.items()}
     fn(comm, module)
-    after = module.state_dict(keep_vars=True)
+    after = dict([*module.named_parameters(), *module.named_buffers()])
     return {
-        **{name: tensor.detach().clone() for name, tensor in before.items()},
+        "moved to other memory": [name for name, view in views.items() if before[name].data_ptr() != view.data_ptr()],
+        **views,
         "replaced by others": [name for name, tensor in before.items() if after.get(name) is not tensor],
-        "is still trained": trained == [name for name, p in module.named_parameters() if p.requires_grad],
+        "all of it": Snapshot(module).now()["its parts"],
     }
 
 
 def _run_start(fn, world_size, width):
-    costs = ["bytes sent by all ranks", "bytes sent by a rank", "bytes received by a rank"]
-    return on_ranks(_started, fn, width, world_size=world_size, costs=costs)
+    costs = ["bytes sent by all ranks", *COSTS[2:], "messages sent by all ranks"]
+    return on_ranks(_started, fn, width, world_size=world_size, costs=costs, num_calls=3)
 
 
 broadcast_start = Exercise(
@@ -87,18 +99,11 @@ broadcast_start = Exercise(
         ),
         edit(
             "comm.broadcast(tensor)",
-            "[comm.broadcast(tensor, src=src) for src in range(comm.world_size)]",
-            "Right, and only because rank 0 came first: from then on the others send what they have just got, and N "
-            "times the bytes travel. One broadcast is enough: `src` is 0 for all ranks.",
-        ),
-        edit(
-            "comm.broadcast(tensor)",
             "comm.broadcast(tensor.clone())",
             "`clone()` makes new memory: the broadcast filled the copy, and the module still has its own numbers. Hand "
             "over the parameter itself.",
         ),
         _one_after_the_other,
-        _zero_and_sum,
     ],
     hints=[
         "Which collective takes one rank's numbers to all ranks? Every rank has to call it, also the one that gives.",
@@ -114,7 +119,8 @@ broadcast_start = Exercise(
 def weighted_mean(comm, gradient, num_samples):
     """Return g = Σ_k n_k g_k / Σ_k n_k on every rank.
 
-    gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss. It stays as it is.
+    gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss. It stays as it is. A nan or
+        inf in it is one in the mean as well.
     num_samples: n_k, which may be 0 (then g_k is 0 too), but not on all ranks.
     """
     mean, total = gradient * num_samples, gradient.new_tensor([num_samples])
@@ -140,22 +146,32 @@ def _gathers_everything(comm, gradient, num_samples):
     return (counts[:, None] * everyone[:, :-1]).sum(0) / counts.sum()
 
 
-def _weighted(comm, fn, shares, dtype):
-    generator = torch.Generator().manual_seed(comm.rank)
-    gradient = torch.randn(60, generator=generator, dtype=dtype)
-    share = shares[comm.rank]
-    first = fn(comm, gradient * (share > 0), share)
-    return first, fn(comm, gradient.square() * (share > 0), 3 * share)  # it may remember nothing of the first
+def _weighted(comm, fn, shares, numel, dtype, turn):
+    share, gradient = shares[comm.rank], drawn(numel, seed=comm.rank + 10 * turn, dtype=dtype)
+    if share == 0:
+        gradient.zero_()
+    elif numel > 4:
+        gradient[4] = (comm.rank + 1) * torch.finfo(dtype).max / 1e7
+        if comm.rank == len(shares) - 1:
+            gradient[2:4] = torch.tensor([float("nan"), float("inf")])
+    return fn(comm, gradient, share * (1 + 2 * turn))
 
 
-def _run_weighted(fn, shares, dtype):
-    costs = ["bytes sent by all ranks", "bytes received by a rank"]
-    return on_ranks(_weighted, fn, shares, dtype, world_size=len(shares), costs=costs)
+def _run_weighted(fn, shares, numel, dtype):
+    costs = ["bytes sent by all ranks", "bytes received by a rank", "messages sent by all ranks"]
+    ran = on_ranks(_weighted, fn, shares, numel, dtype, world_size=len(shares), costs=costs, num_calls=2)
+    return ran if numel > 1 else Outcome(ran.value)  # beside one number the count weighs as much
 
 
 weighted_mean = Exercise(
     weighted_mean,
-    cases=[((40, 8, 8, 8), torch.float64), ((5, 0, 3), torch.float32), ((7,), torch.float64), ((1, 50), torch.float32)],
+    cases=[
+        ((40, 8, 8, 8), 60, torch.float64),
+        ((5, 0, 3), 60, torch.float32),
+        ((7,), 60, torch.float64),
+        ((0, 4, 1, 2, 9, 3), 1, torch.float32),
+        ((1000, 70_000), 60, torch.float32),
+    ],
     outcome=_run_weighted,
     slack=1.1,  # a count may travel as an integer of eight bytes
     may_be_cheaper=True,
@@ -188,14 +204,6 @@ weighted_mean = Exercise(
             '`op="mean"` has divided by the number of ranks, and then you divide by the number of samples. Only the '
             "second is wanted: reduce with the default sum.",
         ),
-        edit(
-            "comm.all_reduce(mean)",
-            'comm.all_reduce(mean, op="mean")',
-            "mean / total",
-            "mean",
-            "Σ n_k g_k is a sum over samples, so it has to be divided by the number of samples of all ranks, not by "
-            "the number of ranks.",
-        ),
         _own_count,
         _gathers_everything,
     ],
@@ -213,8 +221,9 @@ weighted_mean = Exercise(
 def average_in_buckets(comm, gradients, cap_bytes):
     """Replace every gradient by its mean over the ranks, in place, with few all-reduces.
 
-    gradients: list of contiguous tensors of one dtype and any shape, in the order of the layers. They themselves
-        get the means: others in their place are of no use to whoever holds them.
+    gradients: list of contiguous tensors of any shape, all of one dtype, in the order of the layers; it may be
+        empty. They themselves get the means (a new `.data` will do), and the list stays as it is: others in
+        their place are of no use to whoever holds them.
     cap_bytes: no all-reduce is larger, unless a single gradient is: that one goes alone.
     """
     buckets, room_bytes = [], -1  # no room for an empty gradient either: the first one opens a bucket
@@ -239,30 +248,40 @@ def _one_call_each(comm, gradients, cap_bytes):
         comm.all_reduce(gradient, op="mean")
 
 
-def _averaged(comm, fn, shapes, cap_bytes):
-    """The gradients after `fn`, and the largest all-reduce in bytes beyond what it may be."""
-    generator = torch.Generator().manual_seed(comm.rank)
-    gradients = [torch.randn(shape, generator=generator) for shape in shapes]
-    reduce, sizes = comm.all_reduce, [0]
+def _averaged(comm, fn, shapes, cap_bytes, dtype, turn):
+    """The gradients after `fn`, the largest all-reduce in bytes beyond what it may be, and all calls until then."""
+    shapes = [shapes, shapes[::-1], []][turn]
+    gradients = [drawn(*shape, seed=99 * comm.rank + k, dtype=dtype) for k, shape in enumerate(shapes)]
+    for gradient in gradients:
+        if comm.rank == 0 and gradient.numel() > 3:
+            gradient.view(-1)[:2] = torch.tensor([float("nan"), torch.finfo(dtype).max / 8], dtype=dtype)
+    given, reduce, sizes = list(gradients), comm.all_reduce, []
 
     def noted(tensor, *args, **options):
         sizes.append(tensor.nbytes)
         return reduce(tensor, *args, **options)
 
     comm.all_reduce = noted
-    fn(comm, list(gradients), cap_bytes)
-    allowed = max([cap_bytes, *(gradient.nbytes for gradient in gradients)])
-    return gradients, max(0, max(sizes) - allowed), sum(comm.ledger.calls.values())
+    fn(comm, given, cap_bytes)
+    comm.all_reduce = reduce
+    is_same_list = len(given) == len(gradients) and all(map(operator.is_, given, gradients))
+    alone = [gradient.nbytes for gradient in gradients]
+    beyond = [size_bytes - cap_bytes for size_bytes in sizes if size_bytes > cap_bytes and size_bytes not in alone]
+    value = {"the list is as it was": is_same_list, "gradients": gradients}
+    return value, max(beyond, default=0), sum(comm.ledger.calls.values())
 
 
-def _run_buckets(fn, world_size, shapes, cap_bytes):
-    ran = on_ranks(_averaged, fn, shapes, cap_bytes, world_size=world_size, costs=["bytes sent by all ranks"])
-    gradients, beyond, calls = ({rank: result[item] for rank, result in ran.value.items()} for item in range(3))
+def _run_buckets(fn, world_size, shapes, cap_bytes, dtype):
+    costs = ["bytes sent by all ranks"]
+    ran = on_ranks(_averaged, fn, shapes, cap_bytes, dtype, world_size=world_size, costs=costs, num_calls=3)
     cost = {
-        "collective calls of a rank": max(calls.values()),
-        "bytes beyond cap_bytes in one all-reduce": max(beyond.values()),
+        "collective calls of a rank in 3 calls": max(turns[-1][2] for turns in ran.value.values()),
+        "bytes beyond cap_bytes in one all-reduce": max(turn[1] for turns in ran.value.values() for turn in turns),
     }
-    return Outcome(gradients, cost | ran.cost)
+    return Outcome(
+        {rank: [turn[0] for turn in turns] for rank, turns in ran.value.items()},
+        cost | ran.cost if world_size > 1 else {},
+    )
 
 
 _MLP_SHAPES = [(6, 8), (6,), (6, 6), (6,), (6, 6), (6,), (3, 6), (3,)]
@@ -270,10 +289,11 @@ _MLP_SHAPES = [(6, 8), (6,), (6, 6), (6,), (6, 6), (6,), (3, 6), (3,)]
 average_in_buckets = Exercise(
     average_in_buckets,
     cases=[
-        (3, _MLP_SHAPES, 200),
-        (2, [(5, 30), (5,), (4, 5), (4,)], 120),
-        (2, [(2,), (), (3,), (4,), (6,), (0,)], 40),  # buckets of exactly the cap, and an empty gradient
-        (1, [(4,), (2, 3), (7,), (30,)], 44),  # the largest is the first to be there
+        (1, [(4,), (3,)], 20, torch.float32),  # nothing needs to be reduced
+        (3, _MLP_SHAPES, 200, torch.float32),
+        (2, [(5, 30), (5,), (4, 5), (4,)], 200, torch.float64),
+        (2, [(2,), (), (3,), (4,), (6,), (0,)], 40, torch.float32),  # buckets of exactly the cap, an empty gradient
+        (2, [(4,), (2, 3), (7,), (30,)], 44, torch.float32),  # the largest is the first to be there
     ],
     outcome=_run_buckets,
     mistakes=[
@@ -295,12 +315,6 @@ average_in_buckets = Exercise(
             "pass",
             "`torch.cat` copies: the mean is in the flat tensor, and the gradients don't know it. Split the flat "
             "tensor and `copy_` each part back.",
-        ),
-        edit(
-            "gradient.copy_(part.view_as(gradient))",
-            "gradients[[id(g) for g in gradients].index(id(gradient))] = part.view_as(gradient)",
-            "The list has new tensors now, and the old ones are those that the optimiser steps with. `copy_` each part "
-            "into its gradient.",
         ),
         edit(
             'op="mean"',
@@ -330,8 +344,9 @@ average_in_buckets = Exercise(
 def backward_with_overlap(comm, model, loss):
     """Run backward once, reducing each gradient while the rest is computed: `.grad` is the mean.
 
-    Every parameter gets a gradient. When backward comes to a layer, the all-reduces of the layers after it
-    have all begun, and only when backward is over does anybody wait.
+    Every parameter gets a gradient: none is frozen. When backward comes to a layer, the all-reduces of the
+    layers after it have all begun, and only when backward is over does anybody wait. Nothing stays behind: no
+    hooks, and nothing of the model changes but `.grad`.
     """
     works = []
 
@@ -355,14 +370,13 @@ def _after_backward(comm, model, loss):
 
 
 class StandIn:
-    """Plays rank 0 of 4 without processes, and notes what is called when.
+    """Plays rank 0 of `world_size` without processes, and notes what is called when.
 
-    The other three hold 5 times this rank's gradient between them, and nothing has arrived before `wait()`.
+    The others hold 5 times this rank's gradient between them, and nothing has arrived before `wait()`.
     """
 
-    rank, world_size = 0, 4
-
-    def __init__(self, model):
+    def __init__(self, model, world_size):
+        self.rank, self.world_size = 0, world_size
         self.in_backward, self.works, self.num_passes = False, [], 0
         self.late = self.blocked = self.held_up = self.held_back = self.numel_started = self.numel_complete = 0
         for layer in model:
@@ -393,7 +407,8 @@ class StandIn:
     def all_reduce(self, tensor, op="sum", async_op=False):
         self.late += not self.in_backward
         self.numel_started += tensor.numel()
-        self.works.append(Arrival(self, tensor, {"sum": 6.0, "mean": 1.5}.get(op, 5.0 / 3.0)))
+        total = 6.0 if self.world_size > 1 else 1.0
+        self.works.append(Arrival(self, tensor, {"sum": total, "mean": total / self.world_size}.get(op, 5.0 / 3.0)))
         if async_op:
             return self.works[-1]
         self.blocked += 1
@@ -420,20 +435,28 @@ class Arrival:
         self.arrive()
 
 
-def _run_overlap(fn, sizes):
+def _hooks(model):
+    """How many hooks the parameters have; torch has no public way to ask."""
+    return sum(len(p._post_accumulate_grad_hooks or ()) + len(p._backward_hooks or ()) for p in model.parameters())
+
+
+def _run_overlap(fn, sizes, world_size, dtype):
     """Two steps, so that what the first leaves behind shows in the second."""
     model, steps = nn.Sequential(), []
     for width, next_width in pairwise(sizes):
-        model.extend([nn.Linear(width, next_width), nn.Tanh()])
-    comm = StandIn(model)
+        model.extend([nn.Linear(width, next_width, dtype=dtype), nn.Tanh()])
+    comm, factor = StandIn(model, world_size), 1e100 if dtype == torch.float64 else 1.0
+    num_hooks = _hooks(model)
     for _ in range(2):
         model.zero_grad()
-        loss = model(torch.randn(4, sizes[0])).square().mean()
+        loss = model(torch.randn(4, sizes[0], dtype=dtype)).square().mean() * factor
         comm.watch(loss)
         fn(comm, model, loss)
-        steps.append({name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()})
+        gradients = {name: None if p.grad is None else p.grad.clone() for name, p in model.named_parameters()}
+        steps.append(gradients | {"all of the model": Snapshot(model).now()["its parts"]})
     cost = {
         "backward passes in two steps": comm.num_passes,
+        "hooks left on the parameters": _hooks(model) - num_hooks,
         "all-reduces started after backward had ended": comm.late,
         "layers that backward came to before the all-reduces of those after them had begun": comm.held_back,
         "blocking all-reduces": comm.blocked,
@@ -441,12 +464,20 @@ def _run_overlap(fn, sizes):
         "all-reduces that nobody waited for": sum(not work.is_completed() for work in comm.works),
         "all-reduces started in two steps": len(comm.works),
     }
+    if world_size == 1:
+        del cost["layers that backward came to before the all-reduces of those after them had begun"]  # none is needed
     return Outcome(steps, cost)
 
 
 backward_with_overlap = Exercise(
     backward_with_overlap,
-    cases=[([3, 4, 2],), ([6, 5, 4, 3],), ([2, 1],), ([4, 4, 4, 4, 4],)],
+    cases=[
+        ([3, 4, 2], 4, torch.float32),
+        ([6, 5, 4, 3], 3, torch.float64),
+        ([2, 1], 2, torch.float32),
+        ([5, 4, 3], 1, torch.float32),
+        ([4, 4, 4, 4, 4], 4, torch.float32),
+    ],
     outcome=_run_overlap,
     may_be_cheaper=True,  # one all-reduce per layer
     mistakes=[
@@ -455,13 +486,7 @@ backward_with_overlap = Exercise(
             'works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))',
             'comm.all_reduce(parameter.grad, op="mean")',
             "Each all-reduce holds up backward until it has ended: the next layer's gradient is not computed "
-            "meanwhile. `async_op=True` returns at once, with something to wait for later.",
-        ),
-        edit(
-            'works.append(comm.all_reduce(parameter.grad, op="mean", async_op=True))',
-            'comm.all_reduce(parameter.grad, op="mean", async_op=True).wait()',
-            "`wait()` inside the hook makes an asynchronous call a blocking one. Keep the works in a list, and wait "
-            "for them when `loss.backward()` has returned.",
+            "meanwhile. `async_op=True` returns at once, with something to wait for when `loss.backward()` is over.",
         ),
         edit(
             "work.wait()",

@@ -3,15 +3,19 @@
 import torch
 
 
+def tensors_of(module):
+    return [tensor.detach() for tensor in (*module.parameters(), *module.buffers())]
+
+
 def start_through_state_dict(comm, module):
+    """Leaves out the buffers that are in no state_dict."""
     for tensor in module.state_dict().values():
         comm.broadcast(tensor, src=0)
 
 
 def start_in_one_flat_tensor(comm, module):
-    state = module.state_dict()
-    for dtype in {str(tensor.dtype): tensor.dtype for tensor in state.values()}.values():
-        same = [tensor for tensor in state.values() if tensor.dtype == dtype]
+    for dtype in {str(tensor.dtype): tensor.dtype for tensor in tensors_of(module)}.values():
+        same = [tensor for tensor in tensors_of(module) if tensor.dtype == dtype]
         flat = torch.cat([tensor.reshape(-1) for tensor in same])
         comm.broadcast(flat)
         for tensor, part in zip(same, flat.split([tensor.numel() for tensor in same]), strict=True):
@@ -19,7 +23,7 @@ def start_in_one_flat_tensor(comm, module):
 
 
 def start_along_a_chain(comm, module):
-    for tensor in module.state_dict().values():
+    for tensor in tensors_of(module):
         if comm.rank > 0:
             comm.recv(tensor, comm.rank - 1)
         if comm.rank < comm.world_size - 1:
@@ -180,14 +184,18 @@ def overlap_with_one_wait(comm, model, loss):
     works[-1].wait()
 
 
-def start_by_loading_what_arrived(comm, module):
-    state = {name: tensor.clone() for name, tensor in module.state_dict().items()}
-    for name in sorted(state):
-        comm.broadcast(state[name], src=0)
-    module.load_state_dict(state)
+def start_by_copying_what_arrived(comm, module):
+    arrived = {name: tensor.detach().clone() for name, tensor in module.named_parameters()}
+    arrived |= {name: tensor.clone() for name, tensor in module.named_buffers()}
+    for name in sorted(arrived):
+        comm.broadcast(arrived[name], src=0)
+    with torch.no_grad():
+        for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+            tensor.copy_(arrived[name])
 
 
 def start_with_data_of_parameters(comm, module):
+    """Right numbers in new memory: who has a view of the old, as an optimiser of one flat tensor has, sees none."""
     for parameter in module.parameters():
         received = parameter.data.clone()
         comm.broadcast(received)
@@ -196,24 +204,46 @@ def start_with_data_of_parameters(comm, module):
         comm.broadcast(buffer)
 
 
+def start_in_one_flat_tensor_of_float32(comm, module):
+    flat = torch.cat([tensor.reshape(-1).float() for tensor in tensors_of(module)])
+    comm.broadcast(flat)
+    for tensor, part in zip(tensors_of(module), flat.split([t.numel() for t in tensors_of(module)]), strict=True):
+        tensor.copy_(part.view_as(tensor))
+
+
 def start_with_new_parameters(comm, module):
     """Right numbers, but the optimiser that holds the old parameters never sees them."""
-    for layer in module:
+    for layer in module.modules():
         for name, parameter in list(layer.named_parameters(recurse=False)):
             new = torch.nn.Parameter(parameter.detach().clone(), requires_grad=parameter.requires_grad)
             comm.broadcast(new)
             setattr(layer, name, new)
-        for buffer in layer.buffers():
-            comm.broadcast(buffer)
+    for buffer in module.buffers():
+        comm.broadcast(buffer)
+
+
+def start_from_every_rank_in_turn(comm, module):
+    """Right, as rank 0 comes first: from then on the others send what they have got, and N times the bytes travel."""
+    for tensor in tensors_of(module):
+        for src in range(comm.world_size):
+            comm.broadcast(tensor, src)
+
+
+def start_by_zeros_and_a_sum(comm, module):
+    """Right, but an all-reduce gathers before it spreads: twice the bytes."""
+    for tensor in tensors_of(module):
+        if comm.rank > 0:
+            tensor.zero_()
+        comm.all_reduce(tensor)
 
 
 def start_all_trained(comm, module):
     module.requires_grad_(True)
-    start_through_state_dict(comm, module)
+    start_along_a_chain(comm, module)
 
 
 def start_without_integers(comm, module):
-    for tensor in module.state_dict().values():
+    for tensor in tensors_of(module):
         if tensor.is_floating_point():
             comm.broadcast(tensor)
 
@@ -274,12 +304,20 @@ def mean_with_a_row_of_counts(comm, gradient, num_samples):
     return weighted / count
 
 
+def mean_without_nan(comm, gradient, num_samples):
+    return mean_in_one_message(comm, torch.nan_to_num(gradient), num_samples)
+
+
+def mean_squeezed(comm, gradient, num_samples):
+    return mean_in_one_message(comm, gradient, num_samples).squeeze()
+
+
 def mean_in_float64(comm, gradient, num_samples):
     return mean_in_one_message(comm, gradient.double(), num_samples)
 
 
 def buckets_by_recursion(comm, gradients, cap_bytes):
-    if not gradients:
+    if not gradients or comm.world_size == 1:
         return
     size = 1
     while size < len(gradients) and sum(g.nbytes for g in gradients[: size + 1]) <= cap_bytes:
@@ -313,6 +351,15 @@ def buckets_strictly_below_the_cap(comm, gradients, cap_bytes):
 
 def buckets_without_the_large_ones(comm, gradients, cap_bytes):
     buckets_by_recursion(comm, [g for g in gradients if g.nbytes <= cap_bytes], cap_bytes)
+
+
+def buckets_of_four_bytes_a_number(comm, gradients, cap_bytes):
+    buckets_by_recursion(comm, gradients, cap_bytes * (gradients[0].itemsize if gradients else 4) // 4)
+
+
+def buckets_sorted(comm, gradients, cap_bytes):
+    gradients.sort(key=lambda gradient: gradient.numel())
+    buckets_by_recursion(comm, gradients, cap_bytes)
 
 
 def buckets_divided_twice(comm, gradients, cap_bytes):
@@ -385,6 +432,31 @@ def overlap_in_two_buckets(comm, model, loss):
         work.wait()
 
 
+def overlap_with_hooks_that_sleep(comm, model, loss):
+    works, awake = [], [True]
+    for parameter in model.parameters():
+        parameter.register_post_accumulate_grad_hook(
+            lambda p: works.append(comm.all_reduce(p.grad, op="mean", async_op=True)) if awake else None
+        )
+    loss.backward()
+    for work in works:
+        work.wait()
+    awake.clear()
+
+
+def overlap_of_four_ranks(comm, model, loss):
+    works = []
+    backward_with(lambda p: works.append(comm.all_reduce(p.grad, async_op=True)), model.parameters(), loss)
+    for work in works:
+        work.wait()
+    for parameter in model.parameters():
+        parameter.grad /= 4
+
+
+def overlap_that_waits_in_the_hook(comm, model, loss):
+    backward_with(lambda p: comm.all_reduce(p.grad, op="mean", async_op=True).wait(), model.parameters(), loss)
+
+
 def overlap_without_backward(comm, model, loss):
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -404,11 +476,9 @@ def overlap_dividing_what_has_not_arrived(comm, model, loss):
 
 alternatives = {
     "broadcast_start": [
-        start_through_state_dict,
         start_in_one_flat_tensor,
         start_along_a_chain,
-        start_by_loading_what_arrived,
-        start_with_data_of_parameters,
+        start_by_copying_what_arrived,
     ],
     "weighted_mean": [
         mean_in_one_message,
@@ -421,10 +491,15 @@ alternatives = {
 }
 wrong = {
     "broadcast_start": [
+        start_through_state_dict,
+        start_with_data_of_parameters,
+        start_in_one_flat_tensor_of_float32,
         start_of_the_last_rank,
         start_of_matrices_only,
         start_from_rank_0_alone,
         start_with_new_parameters,
+        start_from_every_rank_in_turn,
+        start_by_zeros_and_a_sum,
         start_all_trained,
         start_without_integers,
         start_of_the_first_layer,
@@ -438,6 +513,8 @@ wrong = {
         mean_with_the_largest_count,
         mean_in_whole_numbers,
         mean_with_a_row_of_counts,
+        mean_without_nan,
+        mean_squeezed,
         mean_in_float64,
     ],
     "average_in_buckets": [
@@ -447,6 +524,8 @@ wrong = {
         buckets_closed_when_they_are_full,
         buckets_strictly_below_the_cap,
         buckets_without_the_large_ones,
+        buckets_of_four_bytes_a_number,
+        buckets_sorted,
         buckets_divided_twice,
         buckets_of_matrices_only,
     ],
@@ -458,6 +537,9 @@ wrong = {
         overlap_one_layer_late,
         overlap_of_a_copy,
         overlap_in_two_buckets,
+        overlap_with_hooks_that_sleep,
+        overlap_of_four_ranks,
+        overlap_that_waits_in_the_hook,
         overlap_without_backward,
         overlap_dividing_what_has_not_arrived,
     ],
