@@ -52,6 +52,19 @@ class InvalidSchedule(ValueError):
         return ", ".join(place) + ": " + self.problem if place else self.problem
 
 
+class InvalidProgram(ValueError):
+    """A program that does not compute what it promises; names the `rank`, the number of its `step`, and the `block`."""
+
+    def __init__(self, problem, rank=None, step=None, block=None):
+        super().__init__(problem, rank, step, block)
+        self.problem, self.rank, self.step, self.block = problem, rank, step, block
+
+    def __str__(self):
+        place = [f"{name} {value}" for name in ("rank", "step") if (value := getattr(self, name)) is not None]
+        place += [" ".join(map(str, self.block))] if self.block is not None else []
+        return ", ".join(place) + ": " + self.problem if place else self.problem
+
+
 def check_whole(name, value, least):
     """Refuse a `value` of the argument `name` that is no whole number of at least `least`, in the words of the project.
 

@@ -16,6 +16,9 @@ One word for one thing, in all of the project:
 - pass: one backward pass.
 - slices: (start, stop) pairs. location: where a tensor lies in a buffer. index: where a number stands on the board.
 
+A program is a training step as data: for each rank a list of steps, which compute, send or receive blocks. Pipelines
+are programs; `verify`, `count_program` and `simulate_program` read them.
+
 A schedule is read by `verify` (is it right?), `count` (what does it move?), `simulate` (how long would it take?),
 `make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how does it look?).
 """
@@ -27,6 +30,12 @@ from .direct import direct, direct_all_gather, direct_reduce_scatter
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
+from .orders import pipeline
+from .pipeline import Pipeline
+from .pipelines import gpipe, interleaved, one_f_one_b
+from .program import Program, Step
+from .program_readers import ProgramCounts, count_program, simulate_program
+from .read_table import read_table
 from .replay import replay
 from .ring import ring, ring_all_gather, ring_reduce_scatter
 from .schedule import Message, Schedule, chunk_bounds
@@ -34,32 +43,46 @@ from .simulate import Simulation, simulate
 from .star import star, star_broadcast
 from .tree import tree, tree_broadcast
 from .verify import verify
+from .zero_bubble import zb_h1, zbv
 
 __all__ = [
     "ALGORITHMS",
     "Counts",
     "Links",
     "Message",
+    "Pipeline",
+    "Program",
+    "ProgramCounts",
     "Schedule",
     "Simulation",
+    "Step",
     "all_to_all",
     "chunk_bounds",
     "count",
+    "count_program",
     "direct",
     "direct_all_gather",
     "direct_reduce_scatter",
     "gather",
+    "gpipe",
     "halving_doubling",
     "hierarchical",
+    "interleaved",
+    "one_f_one_b",
+    "pipeline",
+    "read_table",
     "replay",
     "ring",
     "ring_all_gather",
     "ring_reduce_scatter",
     "scatter",
     "simulate",
+    "simulate_program",
     "star",
     "star_broadcast",
     "tree",
     "tree_broadcast",
     "verify",
+    "zb_h1",
+    "zbv",
 ]

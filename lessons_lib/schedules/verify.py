@@ -3,26 +3,31 @@
 from numbers import Integral
 
 from ..errors import InvalidSchedule
+from .program import Program, verify_program
 from .promise import initial_shares, promised_share, ranks_in
 from .replay import replay
 from .schedule import OPS, Message, check_is_schedule
 
 
 def verify(schedule):
-    """Follow every contribution through the rounds and check what each rank ends with.
+    """Prove a schedule, or a `Program`: follow every contribution and check what each rank ends with.
 
     A rank's share of a chunk is the set of ranks whose numbers are in it. To add is to unite two sets that must have
     no rank in common; to copy is to replace a set.
 
     Args:
-        schedule: a `Schedule`.
+        schedule: a `Schedule` or a `Program`.
 
     Raises:
         TypeError: `schedule` is something else.
+        InvalidProgram: a program does not compute what it promises. The error names rank, step and block.
         InvalidSchedule: a message names a rank or chunk that does not exist, talks to itself, adds a contribution that
             is already there, overwrites a chunk that its target sends in the same round or that another message
             writes, or a contribution is missing at the end. The error names round, rank and chunk.
     """
+    if isinstance(schedule, Program):
+        verify_program(schedule)
+        return
     check_is_schedule(schedule)
     held = initial_shares(schedule)
     for _ in replay(_checked_rounds(schedule), held, _united):
