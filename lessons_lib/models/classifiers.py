@@ -1,11 +1,11 @@
-"""The models of the lessons, as plain torch modules."""
+"""Linear models, perceptrons and convolutional networks, as plain torch modules."""
 
 from collections import OrderedDict
 from itertools import pairwise
 
 from torch import nn
 
-from .errors import check_whole
+from ..errors import check_whole
 
 
 def linear(num_features, num_outputs=1):
