@@ -6,9 +6,9 @@ import torch
 from torch.nn.modules.batchnorm import _NormBase
 
 
-def share_start(module, comm, options):
+def share_start(module, comm, options, name="DataParallel"):
     """Take over rank 0's parameters and buffers. `CollectiveMismatch` if modules differ in shape, or in `options`."""
-    comm.transport.agree(f"DataParallel({_signature(module)}, {options})")
+    comm.transport.agree(f"{name}({_signature(module)}, {options})")
     for tensor, value in _broadcast([*module.parameters(), *module.buffers()], comm):
         tensor.detach().copy_(value)
 
