@@ -33,13 +33,12 @@ def around_the_table(comm, ball, laps):
     return (time.perf_counter() - start) / (laps * comm.world_size)
 
 
-def _play(comm, fn, laps, pause_s):
-    """What a rank holds at the end, returns and throws, and how long it played; it throws late in the second lap."""
+def _play(comm, fn, laps):
+    """What a rank holds at the end, returns and throws, and how long it played."""
     ball, throws, start_s = torch.zeros(1), [], time.perf_counter()
 
     def noted(send):
         def noted_send(tensor, dst):
-            time.sleep(pause_s if len(throws) == 1 else 0)
             throws.append(f"{tensor.tolist()} to rank {dst}")
             return send(tensor, dst)
 
@@ -53,19 +52,17 @@ def _play(comm, fn, laps, pause_s):
 def _table(fn, world_size, laps):
     """What rank 0 holds and says, and the way of the ball."""
     latency_s = LATENCY_S * world_size
-    ran = on_ranks(_play, fn, laps, latency_s, world_size=world_size, links=Links(latency_s=latency_s))
+    ran = on_ranks(_play, fn, laps, world_size=world_size, links=Links(latency_s=latency_s))
     ball, seconds, _, played_s = ran.value["rank 0"]
     throws = {f"{rank} throws": throws for rank, (_, _, throws, _) in ran.value.items()}
-    mean_s = latency_s * (1 + (laps > 1) / laps)  # of a message: the second lap is twice as slow
-    returned = _in_words(seconds, world_size, laps, mean_s, played_s)
+    returned = _in_words(seconds, world_size, laps, latency_s, played_s)
     return Outcome({**throws, "ball on rank 0": ball, "rank 0 returned": returned}, ran.cost)
 
 
-def _in_words(seconds, world_size, laps, least_s, played_s):
+def _in_words(seconds, world_size, laps, latency_s, played_s):
     """The time, as what takes that long; what is no time stays as it is.
 
-    A message takes `least_s` or longer: none is faster than its latency, which is emulated. And nothing that was timed
-    takes longer than was played.
+    An emulated message is never faster than its latency, and nothing that was timed takes longer than was played.
     """
     seconds = as_number(seconds)
     if not isinstance(seconds, numbers.Real) or isinstance(seconds, bool):
@@ -77,9 +74,9 @@ def _in_words(seconds, world_size, laps, least_s, played_s):
         "the time of the whole game": laps * world_size,
     }
     for words, count in known.items():
-        if count * least_s <= seconds <= 1.02 * count * message_s:
+        if count * latency_s <= seconds <= 1.02 * count * message_s:
             return words
-    return "less time than a message takes" if seconds < least_s else "the time of no whole number of messages"
+    return "less time than a message takes" if seconds < latency_s else "the time of no whole number of messages"
 
 
 def _own_ball_each(comm, ball, laps):
