@@ -1,5 +1,6 @@
 """Other answers to the exercises of lesson 06b."""
 
+import functools
 import math
 
 import torch
@@ -38,6 +39,12 @@ def causal_weights_of_square_tables(scores):
     return weights.softmax(-1)[..., : scores.shape[-1] - 1]
 
 
+def causal_weights_without_a_maximum(scores):
+    m, n = scores.shape[-2:]
+    e = scores.masked_fill(torch.ones(m, n).triu(n - m + 1) == 1, -math.inf).exp()
+    return e / e.sum(-1, keepdim=True)
+
+
 def attention_in_blocks_merging_logsumexp(q, k, v, block_size):
     out, lse = torch.zeros(len(q), v.shape[1]), torch.full((len(q),), -math.inf)
     for start in range(0, len(k), block_size):
@@ -73,6 +80,16 @@ def attention_in_blocks_backwards(q, k, v, block_size):
     return attention_in_blocks_merging_logsumexp(q, k, v.flip(0), block_size)
 
 
+def attention_in_blocks_that_are_kept(q, k, v, block_size):
+    pieces = [q @ part.T / math.sqrt(q.shape[1]) for part in k.split(block_size)]
+    top = functools.reduce(torch.maximum, [piece.amax(1, keepdim=True) for piece in pieces])
+    total, out = 0, 0
+    for piece, v_part in zip(pieces, v.split(block_size), strict=True):
+        p = (piece - top).exp()
+        total, out = total + p.sum(1, keepdim=True), out + p @ v_part
+    return out / total
+
+
 def attention_in_blocks_that_are_too_large(q, k, v, block_size):
     return attention_in_blocks_merging_logsumexp(q, k, v, 8 * block_size)
 
@@ -82,10 +99,15 @@ alternatives = {
     "attention_in_blocks": [attention_in_blocks_merging_logsumexp, attention_in_blocks_in_two_passes],
 }
 wrong = {
-    "causal_weights": [causal_weights_that_see_the_past_only_half, causal_weights_of_square_tables],
+    "causal_weights": [
+        causal_weights_that_see_the_past_only_half,
+        causal_weights_of_square_tables,
+        causal_weights_without_a_maximum,
+    ],
     "attention_in_blocks": [
         attention_in_blocks_of_the_last_maximum,
         attention_in_blocks_backwards,
         attention_in_blocks_that_are_too_large,
+        attention_in_blocks_that_are_kept,
     ],
 }

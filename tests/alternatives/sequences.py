@@ -40,6 +40,20 @@ def clip_gradients_of_the_first(gradients, max_norm):
     return norm
 
 
+def clip_gradients_into_new_memory(gradients, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+    for g in gradients:
+        g.data = g * min(1.0, max_norm / max(norm, 1e-12))
+    return norm
+
+
+def clip_gradients_longer_than_one(gradients, max_norm):
+    norm = torch.cat([g.flatten() for g in gradients]).norm().item()
+    for g in gradients:
+        g *= max_norm / norm if norm > 1 else 1.0
+    return norm
+
+
 def gru_2014_from_one_product(x, h, W, U, b):
     H = h.shape[1]
     a = torch.nn.functional.linear(x, W, b)
@@ -68,11 +82,21 @@ def gru_2014_updating_with_r(x, h, W, U, b):
     return r * h + (1 - r) * n
 
 
+def gru_2014_without_a_way_back(x, h, W, U, b):
+    with torch.no_grad():
+        return gru_2014_sample_by_sample(x, h, W, U, b)
+
+
 alternatives = {
     "gru_2014": [gru_2014_from_one_product, gru_2014_sample_by_sample],
     "clip_gradients": [clip_gradients_by_torch, clip_gradients_as_one_vector, clip_gradients_of_lengths],
 }
 wrong = {
-    "gru_2014": [gru_2014_by_torch, gru_2014_updating_with_r],
-    "clip_gradients": [clip_gradients_by_subtracting, clip_gradients_of_the_first],
+    "gru_2014": [gru_2014_by_torch, gru_2014_updating_with_r, gru_2014_without_a_way_back],
+    "clip_gradients": [
+        clip_gradients_by_subtracting,
+        clip_gradients_of_the_first,
+        clip_gradients_into_new_memory,
+        clip_gradients_longer_than_one,
+    ],
 }
