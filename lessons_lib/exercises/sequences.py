@@ -41,7 +41,7 @@ def _gradient_lists():
         ([5 * drawn(*shape, seed=seed) for seed, shape in enumerate([(4, 3), (5,), ()])], 2.0),
         ([torch.zeros(3), torch.zeros(0, 2)], 0.5),
         ([torch.tensor([3.0, 4.0]), torch.tensor([12.0])], 12.5),
-        ([torch.tensor([0.9, 1.2])], 2.0),
+        ([torch.tensor([0.9, 1.2])], 1.75),
         ([torch.tensor([0.48]), torch.tensor([0.64])], 0.5),
         ([spread(drawn(3, 4)), drawn(4, 3, seed=1).T], 1),
         ([drawn(2, 3, dtype=torch.float64)], 0.25),
