@@ -1,8 +1,9 @@
 """Strategies: ways to train one model on many ranks, one file each."""
 
+from .average import average_gradients
 from .clip import clip_grad_norm_
 from .copies import lies_on
 from .data import DataParallel
 from .pipeline import PipelineParallel, split_layers
 
-__all__ = ["DataParallel", "PipelineParallel", "clip_grad_norm_", "lies_on", "split_layers"]
+__all__ = ["DataParallel", "PipelineParallel", "average_gradients", "clip_grad_norm_", "lies_on", "split_layers"]

@@ -40,3 +40,9 @@ def num_copies(parameter, world_size):
     if copies % groups:
         raise ValueError(f"world_size={world_size}: a multiple of {groups} is needed, over which a parameter is split")
     return copies // groups
+
+
+def is_cut(parameter, comm):
+    """Whether some rank of `comm` holds other numbers of `parameter`, as far as `lies_on` has noted."""
+    copies, num_ranks = getattr(parameter, "_shares", {}).get(comm, (1, 1))
+    return copies < num_ranks
