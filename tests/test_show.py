@@ -259,6 +259,9 @@ def test_lanes_start_at_zero_and_keep_their_axes_where_asked():
     assert sorted((bar.get_x(), bar.get_width()) for bar in upper.patches) == [(0, 1000), (1000, 500), (1000, 1000)]
     assert upper.get_xlim() == lower.get_xlim() and lower.get_xlim()[1] > 3000
     assert {"compute", "load", "your guess: 3000 ms"} <= words(picture)
+    assert "your guess: 1234.6 ms" in words(show.lanes({"a": LOADED}, guess={"a": 1.234567891}))
+    for is_open in (None, {}, {"a": None}, {"a": ...}):
+        assert not any("guess" in word for word in words(show.lanes({"a": LOADED}, guess=is_open)))
     limits = [show.lanes({"a": LOADED[:n]}, num_lanes=7, until_s=9.0).figure.axes[0].axis() for n in (1, 3)]
     assert limits[0] == limits[1]
     for wrong in ({}, [LOADED], {"a": []}):

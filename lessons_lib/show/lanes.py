@@ -40,7 +40,9 @@ def lanes(runs, *, guess=None, num_lanes=None, until_s=0.0):
             ax.barh(lane, 1e3 * (end - start), 0.7, 1e3 * (start - zero_s), color=colour, edgecolor="white")
         ax.set(title=title, ylim=(-0.6, room - 0.4))
         ax.grid(False, axis="y")
-        draw_guess(ax, 1e3 * guess[title] if guess and title in guess else None, "x", "ms")
+        guess_s = (guess or {}).get(title)
+        is_open = guess_s is None or guess_s is ...
+        draw_guess(ax, None if is_open else round(1e3 * guess_s, 1), "x", "ms")
     samples = {"compute": COLOURS["compute"], "load": COLOURS["send"]}
     key(axes[0, 0], [(Patch(facecolor=colour), name) for name, colour in samples.items()])
     ends = [1e3 * until_s, *(ax.dataLim.x1 for ax in axes[:, 0])]
