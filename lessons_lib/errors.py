@@ -48,8 +48,7 @@ class InvalidSchedule(ValueError):
         self.problem, self.round, self.rank, self.chunk = problem, round, rank, chunk
 
     def __str__(self):
-        place = [f"{name} {value}" for name in ("round", "rank", "chunk") if (value := getattr(self, name)) is not None]
-        return ", ".join(place) + ": " + self.problem if place else self.problem
+        return _placed(self.problem, round=self.round, rank=self.rank, chunk=self.chunk)
 
 
 class InvalidProgram(ValueError):
@@ -60,9 +59,14 @@ class InvalidProgram(ValueError):
         self.problem, self.rank, self.step, self.block = problem, rank, step, block
 
     def __str__(self):
-        place = [f"{name} {value}" for name in ("rank", "step") if (value := getattr(self, name)) is not None]
-        place += [" ".join(map(str, self.block))] if self.block is not None else []
-        return ", ".join(place) + ": " + self.problem if place else self.problem
+        block = None if self.block is None else " ".join(map(str, self.block))
+        return _placed(self.problem, rank=self.rank, step=self.step, block=block)
+
+
+def _placed(problem, **place):
+    """A problem behind the names and values of its place, those that are known: "rank 3, step 3, block 3 0: …"."""
+    known = [f"{name} {value}" for name, value in place.items() if value is not None]
+    return f"{', '.join(known)}: {problem}" if known else problem
 
 
 def check_whole(name, value, least):
@@ -73,3 +77,9 @@ def check_whole(name, value, least):
     """
     if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
         raise ValueError(f"{name}={value!r}: a whole number of at least {least} is needed")
+
+
+def check_sizes(**sizes):
+    """Refuse a size that is no whole number of at least 1: a `ValueError` that names it."""
+    for name, size in sizes.items():
+        check_whole(name, size, 1)

@@ -1,14 +1,16 @@
 """Pipelines as programs: proved, counted and timed without a process; what `verify` refuses, and what it lets pass."""
 
+import pickle
 from collections import defaultdict, deque
 from dataclasses import replace
 from fractions import Fraction
+from inspect import signature
 from unittest.mock import Mock
 
 import pytest
 from torch.distributed.pipelining import schedules as torch_schedules
 
-from lessons_lib.errors import InvalidProgram
+from lessons_lib.errors import InvalidProgram, InvalidSchedule
 from lessons_lib.schedules import (
     count_program,
     gpipe,
@@ -92,7 +94,7 @@ def test_verify_names_the_fault_in_the_table_of_1f1b_that_torch_2_13_exports():
     rows = [[str(action or "") for action in order[rank]] for rank in range(4)]
     if "3F8" not in rows[3]:
         pytest.skip("this version of torch exports another table")
-    with pytest.raises(InvalidProgram, match="rank 3, step 3, 3 0: backward comes before forward"):
+    with pytest.raises(InvalidProgram, match="rank 3, step 3, block 3 0: backward comes before forward"):
         verify(read_table(rows))
 
 
@@ -107,6 +109,32 @@ def order_of_torch(schedule, num_ranks, num_micro_batches):
         stage.stage_index_to_group_rank = {}
         stages.append(stage)
     return schedule(stages[0] if single else stages, num_micro_batches, loss_fn=Mock()).pipeline_order
+
+
+@pytest.mark.parametrize("make", MAKERS)
+def test_a_size_that_is_none_is_named_as_the_argument_is(make):
+    first = next(iter(signature(make).parameters))
+    with pytest.raises(ValueError, match=f"^{first}=0: a whole number of at least 1 is needed"):
+        make(0, 4)
+    for wrong in (0, -1, 2.0, True, None):
+        with pytest.raises(ValueError, match=f"^num_micro_batches={wrong}: a whole number of at least 1 is needed"):
+            make(2, wrong)
+
+
+@pytest.mark.parametrize(
+    ("error", "says"),
+    [
+        (InvalidProgram("is late"), "is late"),
+        (InvalidProgram("is late", rank=0), "rank 0: is late"),
+        (InvalidProgram("is late", 3, 0, ("activation", 3, 0)), "rank 3, step 0, block activation 3 0: is late"),
+        (InvalidSchedule("is late"), "is late"),
+        (InvalidSchedule("is late", 0, 1, 2), "round 0, rank 1, chunk 2: is late"),
+        (InvalidSchedule("is late", chunk=0), "chunk 0: is late"),
+    ],
+)
+def test_a_fault_is_placed_in_words(error, says):
+    assert str(error) == says
+    assert str(pickle.loads(pickle.dumps(error))) == says
 
 
 @pytest.mark.parametrize("cell", ["0X1", "F0", "0F", "forward", "0F0F0"])

@@ -1,6 +1,6 @@
 """Pipelines for any number of stages and micro-batches: GPipe, 1F1B and interleaved 1F1B (lesson 16)."""
 
-from ..errors import check_whole
+from ..errors import check_sizes
 from .orders import pipeline
 
 
@@ -11,7 +11,7 @@ def gpipe(num_stages, num_micro_batches):
 
     Source: Huang et al., GPipe (2019), §2.3; lesson 16.
     """
-    _check(num_stages, num_micro_batches)
+    check_sizes(num_stages=num_stages, num_micro_batches=num_micro_batches)
     orders = [
         [(op, stage, m) for op in ("forward", "backward") for m in range(num_micro_batches)]
         for stage in range(num_stages)
@@ -26,7 +26,7 @@ def one_f_one_b(num_stages, num_micro_batches):
 
     Source: Narayanan et al., Memory-Efficient Pipeline-Parallel DNN Training (2021), §3.2, PipeDream-Flush; lesson 16.
     """
-    _check(num_stages, num_micro_batches)
+    check_sizes(num_stages=num_stages, num_micro_batches=num_micro_batches)
     orders = []
     for stage in range(num_stages):
         blocks = [(stage, m) for m in range(num_micro_batches)]
@@ -43,8 +43,7 @@ def interleaved(num_ranks, num_micro_batches, stages_per_rank=2):
 
     Source: Narayanan et al., Efficient Large-Scale Language Model Training (2021), §2.2; lesson 16.
     """
-    _check(num_ranks, num_micro_batches)
-    check_whole("stages_per_rank", stages_per_rank, 1)
+    check_sizes(num_ranks=num_ranks, num_micro_batches=num_micro_batches, stages_per_rank=stages_per_rank)
     groups = [range(first, first + num_ranks) for first in range(0, num_micro_batches, num_ranks)]
     orders = []
     for rank in range(num_ranks):
@@ -64,8 +63,3 @@ def _turns(forwards, backwards, ahead):
     for block, back in zip(forwards[ahead:], backwards, strict=False):
         order += [("forward", *block), ("backward", *back)]
     return order + [("backward", *block) for block in backwards[len(forwards) - ahead :]]
-
-
-def _check(num_stages, num_micro_batches):
-    check_whole("num_stages", num_stages, 1)
-    check_whole("num_micro_batches", num_micro_batches, 1)

@@ -1,6 +1,6 @@
 """Pipelines that split the backward pass, so that the gradients of the weights fill the idle slots (lesson 16)."""
 
-from ..errors import check_whole
+from ..errors import check_sizes
 from .orders import made_by, pipeline
 
 
@@ -13,7 +13,7 @@ def zb_h1(num_stages, num_micro_batches):
 
     Source: Qi et al., Zero Bubble Pipeline Parallelism (2023), §2.1; lesson 16.
     """
-    _check(num_stages, num_micro_batches)
+    check_sizes(num_stages=num_stages, num_micro_batches=num_micro_batches)
     orders = []
     for stage in range(num_stages):
         ahead = min(num_stages - stage, num_micro_batches)
@@ -39,7 +39,7 @@ def zbv(num_ranks, num_micro_batches):
     Source: Qi et al., Pipeline Parallelism with Controllable Memory (2024), §3; lesson 16. There the order is written
     down; here it follows from what is most urgent.
     """
-    _check(num_ranks, num_micro_batches)
+    check_sizes(num_ranks=num_ranks, num_micro_batches=num_micro_batches)
     placement = [*range(num_ranks), *reversed(range(num_ranks))]
     return pipeline(_most_urgent_first(num_ranks, num_micro_batches), placement, "ZBV")
 
@@ -82,8 +82,3 @@ def _first_possible(todo, order, there, limit):
         if needed <= there and (op != "forward" or num_stashes < limit):
             return step
     return None
-
-
-def _check(num_stages, num_micro_batches):
-    check_whole("num_stages", num_stages, 1)
-    check_whole("num_micro_batches", num_micro_batches, 1)
