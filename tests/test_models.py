@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from lessons_lib.models import LeNet, SimpleCNN, linear, mlp, parameter_count
+from lessons_lib.models import GPT, LeNet, MixtureOfExperts, SimpleCNN, linear, mlp, parameter_count
 
 
 @pytest.mark.parametrize(
@@ -81,3 +81,38 @@ def test_lenet_layers_have_the_papers_shapes():
 def test_errors(make, words):
     with pytest.raises(ValueError, match=words):
         make()
+
+
+def test_experts_compute_the_weighted_sum_over_the_chosen_ones():
+    torch.manual_seed(0)
+    layer = MixtureOfExperts(8, num_experts=5, top_k=2).double()
+    x = torch.randn(2, 3, 8, dtype=torch.float64)
+    for token, out in zip(x.flatten(0, 1), layer(x).flatten(0, 1), strict=True):
+        scores, chosen = layer.router(token).topk(2)
+        expected = sum(w * layer.experts[e](token) for w, e in zip(scores.softmax(0), chosen.tolist(), strict=True))
+        torch.testing.assert_close(out, expected)
+    with pytest.raises(ValueError, match="top_k=6: at most num_experts=5"):
+        MixtureOfExperts(8, 5, top_k=6)
+
+
+def test_gpt_is_causal_counts_its_table_once_and_refuses_what_does_not_fit():
+    torch.manual_seed(0)
+    model = GPT(31, 16, num_layers=6, num_heads=2, context=8, num_experts=3).double()
+    x = torch.randint(31, (2, 8))
+    changed = x.clone()
+    changed[:, 5:] = 0
+    torch.testing.assert_close(model(x)[:, :5], model(changed)[:, :5])
+    assert model.head.logits.weight is model.embed.tokens.weight
+    with pytest.raises(ValueError, match="num_heads=3: a divisor of width=16"):
+        GPT(31, 16, 1, 3, 8)
+    with pytest.raises(ValueError, match="tokens has 9 positions: at most 8"):
+        model(torch.zeros(1, 9, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(("num_experts", "top_k"), [(1, 1), (2, 2), (5, 2)])
+def test_gpt_sends_each_token_to_two_experts_or_to_the_only_one(num_experts, top_k):
+    model = GPT(31, 16, num_layers=2, num_heads=2, context=8, num_experts=num_experts)
+    assert [block.mlp.top_k for block in model.blocks] == [top_k, top_k]
+    model(torch.randint(31, (2, 8))).sum().backward()
+    with pytest.raises(ValueError, match="num_experts=-1: a whole number of at least 0"):
+        GPT(31, 16, 1, 2, 8, num_experts=-1)

@@ -3,7 +3,7 @@
 from torch import nn
 from torch.nn import functional as F
 
-from ..errors import check_whole
+from ..errors import check_sizes, check_whole
 from .feed_forward import MLP, MixtureOfExperts
 
 
@@ -35,9 +35,7 @@ class GPT(nn.Module):
 
     def __init__(self, vocabulary, width, num_layers, num_heads, context, num_experts=0, dropout=0.0, tied=True):
         super().__init__()
-        sizes = {"vocabulary": vocabulary, "width": width, "num_layers": num_layers, "num_heads": num_heads}
-        for name, size in (sizes | {"context": context}).items():
-            check_whole(name, size, 1)
+        check_sizes(vocabulary=vocabulary, width=width, num_layers=num_layers, num_heads=num_heads, context=context)
         check_whole("num_experts", num_experts, 0)
         if width % num_heads:
             raise ValueError(f"num_heads={num_heads}: a divisor of width={width} is needed")
@@ -81,7 +79,7 @@ class Block(nn.Module):
         super().__init__()
         self.norm1, self.attention = nn.LayerNorm(width), Attention(width, num_heads)
         self.norm2 = nn.LayerNorm(width)
-        self.mlp = MixtureOfExperts(width, num_experts) if num_experts else MLP(width)
+        self.mlp = MixtureOfExperts(width, num_experts, min(2, num_experts)) if num_experts else MLP(width)
         self.dropout = nn.Dropout(dropout)
 
     def forward(self, x):
