@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lessons_lib import bench
-from lessons_lib.bench import messages, training
+from lessons_lib.bench import messages, pipelines, training
 from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
@@ -21,6 +21,8 @@ from lessons_lib.devices import machine_line
         lambda: training.weak_scaling(training.MODELS[0], 3),
         lambda: training.adam_step(3),
         lambda: messages.simulated_ring((2, 4)),
+        lambda: pipelines.one_f_one_b_step(2, 3),
+        lambda: pipelines.predicted_steps(1, {"GPipe": (pipelines.gpipe, 2)}),
     ],
 )
 def test_rows_say_what_was_compared(measure):

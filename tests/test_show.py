@@ -23,11 +23,14 @@ from lessons_lib.schedules import (
     Schedule,
     count,
     direct,
+    gpipe,
     ring,
     ring_all_gather,
     simulate,
+    simulate_program,
     star,
     tree_broadcast,
+    zbv,
 )
 from lessons_lib.show.labels import spread
 from lessons_lib.show.schedule import states
@@ -83,6 +86,12 @@ def graph_of_two_paths():
     return show.graph(loss, {w: "w", loss: "L"}, done=[loss])
 
 
+def pipelines_of(num_micro_batches):
+    costs_s = {"forward": 1e-3, "backward": 2e-3, "input": 1e-3, "weight": 1e-3}
+    programs = (gpipe(2, num_micro_batches), zbv(2, num_micro_batches))
+    return {program.name: simulate_program(program, costs_s).trace for program in programs}
+
+
 LOADED = [("loader", 1.0, 2.0), ("loader", 2.0, 3.0), ("device", 2.0, 2.5)]
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
@@ -102,6 +111,7 @@ PICTURES = {
     "timelines": lambda: show.timelines(
         {"a": two_ranks(), "b": long_run()}, guess={"b": 0.05}, marks={"a": {"rule": 0.02}}
     ),
+    "pipelines": lambda: show.pipelines(pipelines_of(4), guess={"GPipe": 0.03}),
     "lanes": lambda: show.lanes({"a": LOADED, "b": LOADED[:1]}, guess={"a": 3.0}),
     "owners": lambda: show.owners(np.array([[0.0, 0.0, 2.0], [2.0, np.nan, 7.0]]), "sample", "shard", "Whose?"),
     "ledger": lambda: show.ledger({"star": count(star(4), 1000), "ring": count(ring(4), 1000)}, guess=5000),
@@ -325,6 +335,23 @@ def test_a_timeline_starts_at_zero_and_shows_the_ranks_asked_for():
         show.timeline(Trace([], "measured"))
     with pytest.raises(TypeError, match="Trace"):
         show.timeline([1, 2])
+
+
+def test_pipelines_show_each_pass_with_its_micro_batch_on_one_axis():
+    few, many = show.pipelines(pipelines_of(3)), show.pipelines(pipelines_of(3), guess={"ZBV": 0.1})
+    assert {"GPipe · simulated", "ZBV · simulated", "backward (B)", "idle", "0", "2", "rank 1"} <= words(few)
+    assert "3" not in {text.get_text() for text in texts(few)}
+    for picture in (few, many):
+        limits = {ax.get_xlim() for ax in picture.figure.axes}
+        assert len(limits) == 1 and (limits.pop()[1] > 100) == (picture is many)
+    assert "your guess: 100 ms" in words(many)
+    own = Trace([Span(1, "compute", 5.0, 6.0, label="forward 1.0"), Span(1, "compute", 6.0, 8.0, label="step")])
+    assert show.pipelines({"": own}).figure.axes[0].get_xlim()[1] < 1.1
+    for wrong in ({}, [own], {"a": 3}):
+        with pytest.raises(TypeError, match="Trace"):
+            show.pipelines(wrong)
+    with pytest.raises(ValueError, match=r"traces\['ping'\] has no step of a pipeline"):
+        show.pipelines({"ping": two_ranks()})
 
 
 def test_a_ledger_shows_counted_and_measured_bytes():

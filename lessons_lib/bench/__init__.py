@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import messages, training
+from . import messages, pipelines, training
 from .turns import KB, MB, Row, compared
 
-__all__ = ["Row", "compared", "main", "measurements", "messages", "save", "training"]
+__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "training"]
 
 
 def main(quick=False):
@@ -59,6 +59,9 @@ def measurements(quick):
     yield partial(training.adam_step, 60 // few)
     yield partial(messages.simulated_ring, (64, 256) if quick else (64, 256, 1024))
     yield partial(messages.predicted_all_reduce, 60 // few)
+    for num_ranks in (2, 4):
+        yield partial(pipelines.one_f_one_b_step, num_ranks, 60 // few)
+    yield partial(pipelines.predicted_steps, max(2, 8 // few))
 
 
 def _time(time_s):

@@ -5,5 +5,14 @@ from .clip import clip_grad_norm_
 from .copies import lies_on
 from .data import DataParallel
 from .pipeline import PipelineParallel, split_layers
+from .slow_device import emulate_device
 
-__all__ = ["DataParallel", "PipelineParallel", "average_gradients", "clip_grad_norm_", "lies_on", "split_layers"]
+__all__ = [
+    "DataParallel",
+    "PipelineParallel",
+    "average_gradients",
+    "clip_grad_norm_",
+    "emulate_device",
+    "lies_on",
+    "split_layers",
+]

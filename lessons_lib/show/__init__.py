@@ -10,6 +10,7 @@ from .ledger import ledger
 from .lines import history, lines
 from .panels import panels
 from .picture import picture
+from .pipelines import pipelines
 from .player import player
 from .schedule import schedule
 from .sequences import lookup, transformer_block, unrolled, weights
@@ -34,6 +35,7 @@ __all__ = [
     "owners",
     "panels",
     "picture",
+    "pipelines",
     "player",
     "rank_colour",
     "schedule",

@@ -25,8 +25,9 @@ RANK_COLOURS = (_BLUE, _ORANGE, _GREEN, _VERMILION, _PURPLE, _SKY, _YELLOW, _SLA
 _ALGORITHMS = {"ring": _BLUE, "star": _VERMILION, "tree": _GREEN, "direct": _PURPLE, "halving_doubling": _ORANGE}
 _OPTIMISERS = {"sgd": _BLUE, "momentum": _ORANGE, "rmsprop": _GREEN, "adam": _VERMILION, "adamw": _PURPLE}
 _KINDS = {"compute": _BLUE, "send": _ORANGE, "recv": _SKY, "add": _GREEN, "copy": _PURPLE, "wait": "#B8B8B8"}
+_PASSES = {"forward": _BLUE, "backward": _ORANGE, "input": _ORANGE, "weight": _GREEN}  # of a pipeline
 _OTHERS = {"hierarchical": _SKY, "torch": _SLATE, "guess": "#A3157A"}
-COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _OTHERS
+COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _PASSES | _OTHERS
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX*"
 HALO = patheffects.withStroke(linewidth=3, foreground="white")  # keeps text readable on a line
