@@ -285,6 +285,14 @@ def _state_cases():
     return [(model, optimizer) for model in models for optimizer in ("sgd", "momentum", "rmsprop", "adam", "adamw")]
 
 
+def _beside_old_gradients(fn, model, optimizer):
+    """What `fn` says of a model in the midst of training, whose gradients are part of what stays."""
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    return fn(model, optimizer)
+
+
 state_bytes = Exercise(
     state_bytes,
     _state_cases,
@@ -336,4 +344,5 @@ state_bytes = Exercise(
         "sgd 0, momentum 1, rmsprop 1, adam and adamw 2; each has p.numel() numbers of p.element_size() bytes.",
         "Then add 4 bytes for the step counter of each parameter tensor, except for sgd and momentum.",
     ],
+    outcome=_beside_old_gradients,
 )

@@ -349,6 +349,16 @@ def bytes_that_freeze_the_model(model, optimizer):
     return total
 
 
+def bytes_that_clear_the_gradients(model, optimizer):
+    model.zero_grad()
+    return bytes_measured(model, optimizer)
+
+
+def bytes_that_zero_the_gradients(model, optimizer):
+    model.zero_grad(set_to_none=False)
+    return bytes_measured(model, optimizer)
+
+
 alternatives = {
     "momentum_step": [
         momentum_by_torch,
@@ -416,5 +426,7 @@ wrong = {
         bytes_of_two_moments_in_rmsprop,
         bytes_per_module,
         bytes_that_freeze_the_model,
+        bytes_that_clear_the_gradients,
+        bytes_that_zero_the_gradients,
     ],
 }
