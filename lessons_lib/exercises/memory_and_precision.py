@@ -18,12 +18,12 @@ from lessons_lib.memory import Meter
 def accumulate(model, parts):
     """Leave in `.grad` of every parameter the gradient of the mean loss over a batch that comes in parts.
 
-    model: maps x (n, features) to logits (n, classes); its `.grad` may be None or hold something old: replace
-        it, and change nothing else of the model.
+    model: maps x (n, features) to logits (n, classes); all its parameters are trained. Their `.grad` may be None
+        or hold something old: replace it, and change nothing else of the model.
     parts: a list of (x, y), of different lengths, also 0. y: classes (n,), int64; -100 says that a sample has
         no label, and such samples do not count. (cross_entropy leaves -100 out by itself.)
-    The loss is the cross entropy, averaged over the labelled samples of all parts. Returns it, a float. At least
-        one sample has a label.
+    The loss is the cross entropy, averaged over the labelled samples of all parts. Returns it, a float (or a
+        tensor of no dimension without its graph). At least one sample has a label.
     Memory: the activations of one part at a time. Time: every sample goes once through the model and back.
     """
     num_labelled = sum((y != -100).sum() for _, y in parts)
@@ -61,6 +61,8 @@ def _accumulated(fn, model, parts, old):
     value["hooks on the model"] = sum(map(len, hooks))
     given = sum(len(y) for _, y in parts)
     faults = [f"takes {n} samples {way} through the model, of {given}" for way, n in samples.items() if n > given]
+    if isinstance(loss, torch.Tensor) and loss.requires_grad:
+        faults.append("returns the loss with its graph, which keeps what it was computed from: `.item()` gives a float")
     costs = {"bytes on top of model and data, at the peak": meter.peak - before} if given > 100 else {}
     return Outcome(value, costs, tuple(faults))
 
