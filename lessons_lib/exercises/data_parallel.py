@@ -122,6 +122,7 @@ def weighted_mean(comm, gradient, num_samples):
     gradient: (P,), g_k of this rank, the gradient of its own samples' mean loss. It stays as it is. A nan or
         inf in it is one in the mean as well.
     num_samples: n_k, which may be 0 (then g_k is 0 too), but not on all ranks.
+    Communication: the bytes and messages of an all-reduce of P numbers and one of a single number, and a tenth.
     """
     mean, total = gradient * num_samples, gradient.new_tensor([num_samples])
     comm.all_reduce(mean)

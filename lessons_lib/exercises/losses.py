@@ -183,7 +183,7 @@ def measured_gradient(f, x):
     """The gradient of f at x by finite differences, from points on both sides of x.
 
     f: takes a float64 tensor of x's shape, returns a number (a tensor of no dimension).
-    x: float64 tensor of any shape, transposed too, left as it was. Returns a tensor of that shape, right to six digits.
+    x: float64 tensor of any shape, transposed too, left as it was. Returns float64 of that shape, right to six digits.
     Ask f as often as you need to, but not more than four times per entry of x.
     """
     h = 6e-6  # about eps ** (1 / 3): above it the curvature of f shows, below it the rounding
