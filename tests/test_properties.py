@@ -35,6 +35,7 @@ from lessons_lib.schedules import (
     tree_broadcast,
     verify,
 )
+from lessons_lib.schedules.schedule import transfers
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 FOLDER = tempfile.TemporaryDirectory()
@@ -537,6 +538,31 @@ def test_chunks_cover_every_element_once_and_differ_by_one_at_most(numel, num_ch
 
 RATES = st.floats(1e3, 1e12)
 LINKS = st.builds(Links, st.floats(0, 1e-2), RATES, RATES)
+TWO_LEVELS = st.builds(Links.two_level, st.integers(1, 4), LINKS, LINKS)
+
+
+@settings(max_examples=150)
+@given(st.integers(1, 8), st.integers(0, 10**9), LINKS | TWO_LEVELS, st.floats(0, 1e9))
+def test_a_simulation_is_that_of_each_transfer_by_itself(world_size, seed, links, size):
+    schedule = any_schedule(random.Random(seed), world_size)
+    finish_s = finished_s(schedule, size, links)
+    assert simulate(schedule, size, links).finish_s == pytest.approx(finish_s, rel=1e-12, abs=1e-300)
+
+
+def finished_s(schedule, size_bytes, links):
+    """When each rank has ended its last round, from one transfer to the next: nothing is kept, nothing left out."""
+    done_s = [0.0] * schedule.world_size
+    for messages in schedule.rounds:
+        ready_s, out_free_s, in_free_s = done_s.copy(), done_s.copy(), done_s.copy()
+        for src, dst, chunks, op in transfers(messages):
+            latency_s, bandwidth_Bps = links.between(src, dst)
+            payload = size_bytes / schedule.num_chunks * len(chunks)
+            leave_s = max(out_free_s[src], in_free_s[dst] - latency_s, ready_s[dst] - latency_s, ready_s[src])
+            out_free_s[src] = leave_s + payload / bandwidth_Bps
+            in_free_s[dst] = leave_s + latency_s + payload / bandwidth_Bps
+            done_s[dst] = max(in_free_s[dst], done_s[dst]) + (payload / links.reduce_Bps if op == "add" else 0.0)
+            done_s[src] = max(done_s[src], out_free_s[src])
+    return done_s
 
 
 @settings(max_examples=150)

@@ -1,5 +1,6 @@
 """Schedules and their readers, without a process."""
 
+import gc
 import math
 import random
 from itertools import pairwise
@@ -190,11 +191,24 @@ def test_other_bad_arguments_are_named():
             Links(**bad)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 4, 7, 16, 64])
+@pytest.mark.parametrize("world_size", [2, 3, 4, 7, 16, 64, 1024])
 def test_simulated_ring_is_the_formula(world_size):
     alpha, beta, size_bytes = 1e-4, 1e-8, 1e6
     took = simulate(ring(world_size), size_bytes, Links(alpha, 1 / beta)).total_s
     assert took == pytest.approx(2 * (world_size - 1) * (alpha + beta * size_bytes / world_size), rel=1e-12)
+
+
+@pytest.mark.parametrize("is_enabled", [True, False])
+def test_the_garbage_collector_is_left_as_it_was(is_enabled):
+    was_enabled = gc.isenabled()
+    try:
+        (gc.enable if is_enabled else gc.disable)()
+        simulate(hierarchical(4), 1e6, Links())
+        with pytest.raises(ValueError):
+            simulate(ring(2), -5, Links())
+        assert gc.isenabled() == is_enabled
+    finally:
+        (gc.enable if was_enabled else gc.disable)()
 
 
 @pytest.mark.parametrize("world_size", [2, 3, 4, 7, 16])

@@ -1,6 +1,6 @@
 """Everybody to everybody: the fewest rounds that still spread the work evenly (lesson 11)."""
 
-from .schedule import Message, Schedule, check_world_size
+from .schedule import Message, Schedule, check_world_size, no_collection
 
 
 def pairs(world_size):
@@ -8,6 +8,7 @@ def pairs(world_size):
     return [((dst + k) % world_size, dst) for k in range(1, world_size) for dst in range(world_size)]
 
 
+@no_collection()
 def direct_reduce_scatter(world_size):
     """Rank r adds up chunk r of all ranks.
 
@@ -18,6 +19,7 @@ def direct_reduce_scatter(world_size):
     return Schedule(world_size, world_size, [messages] if messages else [], "direct reduce-scatter", "reduce_scatter")
 
 
+@no_collection()
 def direct_all_gather(world_size):
     """Rank r hands chunk r to all ranks.
 

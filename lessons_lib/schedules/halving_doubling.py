@@ -3,9 +3,10 @@
 Source: Thakur, Rabenseifner and Gropp, Optimization of collective communication operations in MPICH (2005), §4.
 """
 
-from .schedule import Message, Schedule, check_world_size
+from .schedule import Message, Schedule, check_world_size, no_collection
 
 
+@no_collection()
 def halving_doubling(world_size):
     """All-reduce in which each pair of partners swaps half of what it still works on.
 

@@ -1,7 +1,7 @@
 """Two levels: rings inside groups, where links are fast, and between them, where links are slow (lesson 11)."""
 
 from .ring import ring, ring_all_gather, ring_reduce_scatter
-from .schedule import Message, Schedule, check_world_size
+from .schedule import Message, Schedule, check_world_size, no_collection
 
 
 def hierarchical(world_size, group_size=None):
@@ -38,6 +38,7 @@ def hierarchical(world_size, group_size=None):
     return Schedule(world_size, group_size * num_groups, rounds, "hierarchical")
 
 
+@no_collection()
 def _side_by_side(schedule, groups):
     """The rounds of one schedule, run in several groups at once.
 

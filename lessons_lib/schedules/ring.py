@@ -3,17 +3,20 @@
 Source: Patarasuk and Yuan, Bandwidth optimal all-reduce algorithms (2009), §3; lesson 11.
 """
 
-from .schedule import Message, Schedule, check_world_size
+from .schedule import Message, Schedule, check_world_size, no_collection
 
 
+@no_collection()
 def _turn(world_size, offset, op):
     """One turn of the ring: in round k, rank r passes chunk r - k + offset to the right."""
-    # Python makes a new object of each computed number above 256: `ranks` has them once for millions of messages.
+    # Lists are turned instead of computing 2 N² remainders: quicker, and Python keeps one object for each number.
     ranks = list(range(world_size))
-    return [
-        [Message(r, ranks[(r + 1) % world_size], ranks[(r - k + offset) % world_size], op) for r in ranks]
-        for k in range(world_size - 1)
-    ]
+    right, rounds = ranks[1:] + ranks[:1], []
+    for k in range(world_size - 1):
+        first = (offset - k) % world_size
+        chunks = ranks[first:] + ranks[:first]
+        rounds.append([Message(r, dst, chunk, op) for r, dst, chunk in zip(ranks, right, chunks, strict=True)])
+    return rounds
 
 
 def ring_reduce_scatter(world_size):

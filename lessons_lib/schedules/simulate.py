@@ -3,13 +3,14 @@
 from collections import Counter
 from dataclasses import dataclass
 from operator import itemgetter
+from typing import NamedTuple
 
 from ..trace import Span, Trace
 from .links import Links
-from .schedule import check_is_schedule
+from .schedule import check_is_schedule, no_collection
 
 MAX_DRAWN = 20_000  # messages: a timeline of more spans takes longer to draw than anybody looks at it
-_TRANSFER = itemgetter(0, 1, 3)  # (src, dst, op) of a message
+_ENDS = itemgetter(0, 1, 3)  # (src, dst, op) of a message
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class Simulation:
     trace: Trace
 
 
+@no_collection()
 def simulate(schedule, size_bytes, links, spans=None):
     """Play the rounds on links of given latency and bandwidth.
 
@@ -54,30 +56,55 @@ def simulate(schedule, size_bytes, links, spans=None):
         raise ValueError(f"size_bytes={size_bytes!r}: 0 or more bytes are needed")
     keep = spans if spans is not None else sum(map(len, schedule.rounds)) <= MAX_DRAWN
     trace = Trace(source="simulated")
-    done_s = [0.0] * schedule.world_size
+    done_s, ends, transfers = [0.0] * schedule.world_size, None, []
     for messages in schedule.rounds:
-        done_s = _play(messages, size_bytes / schedule.num_chunks, links, done_s, trace.spans if keep else None)
+        before, ends = ends, list(map(_ENDS, messages))
+        if ends != before:  # in a turn of the ring the rounds differ in their chunks only
+            transfers = _timed(ends, size_bytes / schedule.num_chunks, links)
+        done_s = _play(transfers, done_s, trace.spans if keep else None)
     return Simulation(max(done_s), done_s, trace)
 
 
-def _play(messages, chunk_bytes, links, ready_s, spans):
-    """Play one round. `ready_s`: when each rank starts it. Returns when each rank has ended it."""
-    out_free_s, in_free_s, done_s = ready_s.copy(), ready_s.copy(), ready_s.copy()
-    # A Counter keeps the order of the first messages, and is several times as fast as `transfers`, which lists chunks.
-    for (src, dst, op), num_chunks in Counter(map(_TRANSFER, messages)).items():
+class _Timed(NamedTuple):
+    """A transfer, and the seconds of its ways: the latency, on the wire, and to be added."""
+
+    src: int
+    dst: int
+    latency_s: float
+    wire_s: float
+    add_s: float
+    op: str
+    size_bytes: int
+
+
+def _timed(ends, chunk_bytes, links):
+    """The transfers of a round, in the order of their first messages, with the time that each takes."""
+    transfers = []
+    for (src, dst, op), num_chunks in Counter(ends).items():
         latency_s, bandwidth_Bps = links.between(src, dst)
         payload = chunk_bytes * num_chunks
-        wire_s = payload / bandwidth_Bps
-        leave_s = max(out_free_s[src], in_free_s[dst] - latency_s, ready_s[dst] - latency_s, ready_s[src])
+        add_s = payload / links.reduce_Bps if op == "add" else 0.0
+        transfers.append(_Timed(src, dst, latency_s, payload / bandwidth_Bps, add_s, op, int(payload)))
+    return transfers
+
+
+def _play(transfers, ready_s, spans):
+    """Play one round. `ready_s`: when each rank starts it. Returns when each rank has ended it."""
+    out_free_s, in_free_s, done_s = ready_s.copy(), ready_s.copy(), ready_s.copy()
+    for src, dst, latency_s, wire_s, add_s, op, size_bytes in transfers:
+        # A comparison takes a fifth of the time of max(), and there are millions.
+        leave_s, in_time_s = out_free_s[src], in_free_s[dst] - latency_s
+        if in_time_s > leave_s:
+            leave_s = in_time_s
         sent_s = out_free_s[src] = leave_s + wire_s
         arrive_s = in_free_s[dst] = leave_s + latency_s + wire_s
-        add_s = max(arrive_s, done_s[dst])
-        end_s = add_s + (payload / links.reduce_Bps if op == "add" else 0.0)
+        start_s = arrive_s if arrive_s > done_s[dst] else done_s[dst]
+        done_s[dst] = start_s + add_s
+        if sent_s > done_s[src]:
+            done_s[src] = sent_s
         if spans is not None:
-            spans.append(Span(src, "send", leave_s, sent_s, dst, int(payload)))
-            spans.append(Span(dst, "recv", arrive_s - wire_s, arrive_s, src, int(payload)))
-            if end_s > arrive_s:
-                spans.append(Span(dst, op, add_s, end_s, src, int(payload)))
-        done_s[dst] = end_s
-        done_s[src] = max(done_s[src], sent_s)
+            spans.append(Span(src, "send", leave_s, sent_s, dst, size_bytes))
+            spans.append(Span(dst, "recv", arrive_s - wire_s, arrive_s, src, size_bytes))
+            if done_s[dst] > arrive_s:
+                spans.append(Span(dst, op, start_s, done_s[dst], src, size_bytes))
     return done_s
