@@ -20,7 +20,7 @@ __all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "
 
 
 def main(quick=False):
-    """Run all measurements (a minute with `quick`; without, some four, and 4 GB) and print them as a table; the rows."""
+    """Run all measurements (a minute with `quick`; without, about four, and 4 GB); print them as a table. The rows."""
     print(machine_line())
     rows = []
     for make in tqdm(list(measurements(quick)), leave=False):
