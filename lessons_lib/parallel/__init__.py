@@ -5,11 +5,13 @@ from .clip import clip_grad_norm_
 from .copies import lies_on
 from .data import DataParallel
 from .pipeline import PipelineParallel, split_layers
+from .sharded_optimizer import ShardedOptimizer
 from .slow_device import emulate_device
 
 __all__ = [
     "DataParallel",
     "PipelineParallel",
+    "ShardedOptimizer",
     "average_gradients",
     "clip_grad_norm_",
     "emulate_device",
