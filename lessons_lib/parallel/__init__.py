@@ -4,12 +4,14 @@ from .average import average_gradients
 from .clip import clip_grad_norm_
 from .copies import lies_on
 from .data import DataParallel
+from .local_sgd import LocalSGD
 from .pipeline import PipelineParallel, split_layers
 from .sharded_optimizer import ShardedOptimizer
 from .slow_device import emulate_device
 
 __all__ = [
     "DataParallel",
+    "LocalSGD",
     "PipelineParallel",
     "ShardedOptimizer",
     "average_gradients",
