@@ -5,6 +5,7 @@ from .clip import clip_grad_norm_
 from .copies import lies_on
 from .data import DataParallel
 from .local_sgd import LocalSGD
+from .parameter_server import parameter_server
 from .pipeline import PipelineParallel, split_layers
 from .sharded_optimizer import ShardedOptimizer
 from .slow_device import emulate_device
@@ -18,5 +19,6 @@ __all__ = [
     "clip_grad_norm_",
     "emulate_device",
     "lies_on",
+    "parameter_server",
     "split_layers",
 ]
