@@ -10,7 +10,7 @@ from torch import nn
 
 from lessons_lib import Links, devices, launch, losses, models
 from lessons_lib.parallel import DataParallel
-from lessons_lib.schedules import Message, Schedule, chunk_bounds, count, ring, simulate, verify
+from lessons_lib.schedules import Message, Schedule, chunk_bounds, count, gpipe, ring, simulate, verify
 from lessons_lib.train import fit
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
@@ -42,7 +42,7 @@ BAD = [
     (lambda: Schedule(2, 1.5, []), ValueError, r"num_chunks=1\.5: a whole number of at least 1"),
     (lambda: Schedule(2, 1, None), ValueError, "rounds=None: a list of rounds is needed"),
     (lambda: Schedule(2, 1, [], root="0"), ValueError, "root='0': a rank from 0 to 1"),
-    (lambda: verify("ring"), TypeError, "schedule is a str: a Schedule is needed"),
+    (lambda: verify("ring"), TypeError, "schedule is a str: a Schedule or a Program is needed"),
     (
         lambda: verify(one_round((0, 1, 0, "add"))),
         ValueError,
@@ -56,8 +56,20 @@ BAD = [
     (lambda: chunk_bounds(10, 2.5), ValueError, r"num_chunks=2\.5: a whole number"),
     (lambda: chunk_bounds(-1, 2), ValueError, "numel=-1: a whole number of at least 0"),
     (lambda: count(ring(2), 4.5), ValueError, r"numel=4\.5: a whole number"),
-    (lambda: count("ring", 4), TypeError, "schedule is a str"),
-    (lambda: simulate("ring", 1e6, Links()), TypeError, "schedule is a str"),
+    (lambda: count("ring", 4), TypeError, "schedule is a str: a Schedule or a Program is needed"),
+    (lambda: count(ring(2)), ValueError, "numel=None: a whole number"),
+    (lambda: count(ring(2), 4, block_bytes=8), TypeError, "block_bytes=8: a schedule has numel"),
+    (lambda: count(gpipe(2, 2), 4), TypeError, "numel=4: a program has block_bytes"),
+    (lambda: count(gpipe(2, 2), block_bytes=-4), ValueError, "block_bytes=-4: a whole number of at least 0"),
+    (lambda: simulate("ring", 1e6, Links()), TypeError, "schedule is a str: a Schedule or a Program is needed"),
+    (lambda: simulate(ring(2)), TypeError, "links is a NoneType: a Links is needed"),
+    (lambda: simulate(ring(2), links=Links()), ValueError, "size_bytes=None: 0 or more"),
+    (lambda: simulate(ring(2), 1, Links(), cost_s={}), TypeError, "cost_s={}, .*: a schedule has size_bytes"),
+    (lambda: simulate(gpipe(2, 2), 1e6), TypeError, "size_bytes=1000000.0: a program has cost_s and block_bytes"),
+    (lambda: simulate(gpipe(2, 2)), ValueError, "cost_s=None: seconds for 'forward' are needed"),
+    (lambda: simulate(gpipe(2, 2), cost_s={"forward": 1}), ValueError, "seconds for 'backward' are needed too"),
+    (lambda: simulate(gpipe(2, 2), cost_s={"forward": -1}), ValueError, "cost_s gives -1 for forward 0 0: 0 or more"),
+    (lambda: simulate(gpipe(2, 2), cost_s={}, links=1), TypeError, "links is a int: a Links is needed"),
     (lambda: simulate(ring(2), 1e6, 0.1), TypeError, "links is a float: a Links is needed"),
     (lambda: simulate(ring(2), -5, Links()), ValueError, "size_bytes=-5: 0 or more"),
     (lambda: Links(latency_s="1 ms"), ValueError, "latency_s='1 ms': 0 or more seconds"),

@@ -7,7 +7,7 @@ from torch import nn
 from lessons_lib import RankFailed, launch
 from lessons_lib.models import GPT
 from lessons_lib.parallel import PipelineParallel, split_layers
-from lessons_lib.schedules import count_program, gpipe, interleaved, one_f_one_b, pipeline, zb_h1, zbv
+from lessons_lib.schedules import count, gpipe, interleaved, one_f_one_b, pipeline, zb_h1, zbv
 
 MAKERS = {"gpipe": gpipe, "one_f_one_b": one_f_one_b, "interleaved": interleaved, "zb_h1": zb_h1, "zbv": zbv}
 OPTIMISERS = {
@@ -84,7 +84,7 @@ def moved(comm, name, num_parts):
 def test_bytes_are_what_the_program_says(name):
     world_size, num_parts = 3, 4
     sent = launch(moved, name, num_parts, world_size=world_size)
-    counts = count_program(MAKERS[name](world_size, num_parts), block_bytes=2 * 8 * 16 * 8)
+    counts = count(MAKERS[name](world_size, num_parts), block_bytes=2 * 8 * 16 * 8)
     of_the_loss = 8 * (world_size - 1)
     assert sum(sent) == sum(counts.bytes_sent) + of_the_loss
     assert all(0 <= mine - counted <= of_the_loss for mine, counted in zip(sent, counts.bytes_sent, strict=True))
@@ -116,7 +116,7 @@ def kept_at_most(comm, name):
 
 @pytest.mark.parametrize("name", ["gpipe", "one_f_one_b"])
 def test_no_more_is_kept_than_the_program_says(name):
-    assert launch(kept_at_most, name, world_size=3) == count_program(MAKERS[name](3, 6)).most_kept
+    assert launch(kept_at_most, name, world_size=3) == count(MAKERS[name](3, 6)).most_kept
 
 
 def refused(comm):

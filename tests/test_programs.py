@@ -12,12 +12,12 @@ from torch.distributed.pipelining import schedules as torch_schedules
 
 from lessons_lib.errors import InvalidProgram, InvalidSchedule
 from lessons_lib.schedules import (
-    count_program,
+    count,
     gpipe,
     interleaved,
     one_f_one_b,
     read_table,
-    simulate_program,
+    simulate,
     verify,
     zb_h1,
     zbv,
@@ -46,18 +46,28 @@ def test_the_bubble_and_the_stashes_are_those_of_the_papers(p):
     assert idle_s[interleaved] == Fraction((p - 1) * 3, 2)
     assert idle_s[zb_h1] == (p - 1) * (1 + 1 - 1)
     assert idle_s[zbv] == Fraction(p - 1, 2)  # the first micro-batch comes down the V: nothing else is idle
-    assert count_program(gpipe(p, m)).most_kept == [m] * p
-    assert count_program(one_f_one_b(p, m)).most_kept == [p - stage for stage in range(p)]
-    assert count_program(zb_h1(p, m)).most_kept == [p] * p
-    assert count_program(zbv(p, m)).most_kept == [2 * p] * p
+    assert count(gpipe(p, m)).most_kept == [m] * p
+    assert count(one_f_one_b(p, m)).most_kept == [p - stage for stage in range(p)]
+    assert count(zb_h1(p, m)).most_kept == [p] * p
+    assert count(zbv(p, m)).most_kept == [2 * p] * p
 
 
 def _idle_s(program, share):
-    simulation = simulate_program(program, {op: share * seconds for op, seconds in COSTS_S.items()})
+    simulation = simulate(program, cost_s={op: share * seconds for op, seconds in COSTS_S.items()})
     busy_s = sum(
         span.end_s - span.start_s for span in simulation.trace.spans if span.rank == 0 and span.kind == "compute"
     )
     return simulation.total_s - busy_s
+
+
+def test_a_program_of_many_steps_keeps_no_spans_unless_asked():
+    program = one_f_one_b(2, 2)
+    few, none = (simulate(program, cost_s=COSTS_S, spans=spans) for spans in (None, False))
+    assert few.trace.spans and not none.trace.spans
+    assert (few.total_s, few.finish_s) == (none.total_s, none.finish_s) == (9, [9, 7])
+    many = one_f_one_b(2, 2501)  # 8 steps per micro-batch, of both ranks together
+    assert not simulate(many, cost_s=COSTS_S).trace.spans
+    assert simulate(many, cost_s=COSTS_S, spans=True).trace.spans
 
 
 @pytest.mark.parametrize("make", MAKERS)
@@ -85,7 +95,7 @@ def test_schedules_of_torch_can_be_read_and_pass(kind):
     program = read_table([[str(action or "") for action in order[rank]] for rank in range(4)], name=kind)
     verify(program)
     num_stages = 4 if kind == "GPipe" else 8
-    assert sum(counts["forward"] for counts in count_program(program).computed) == num_stages * 8
+    assert sum(counts["forward"] for counts in count(program).computed) == num_stages * 8
 
 
 def test_verify_names_the_fault_in_the_table_of_1f1b_that_torch_2_13_exports():

@@ -40,7 +40,7 @@ class PipelineParallel(nn.Module):
     ranks; the loss, a number, from the last stage to all; one all-reduce of the tied parameters. With a new shape of
     input one small message more for each pair of stages.
 
-    Memory: the parameters of a rank's own stages, and at most `count_program(schedule).most_kept[rank]` stashes.
+    Memory: the parameters of a rank's own stages, and at most `count(schedule).most_kept[rank]` stashes.
 
     Source: Huang et al., GPipe (2019), §2; Narayanan et al. (2021); lesson 16.
     """

@@ -17,10 +17,11 @@ One word for one thing, in all of the project:
 - slices: (start, stop) pairs. location: where a tensor lies in a buffer. index: where a number stands on the board.
 
 A program is a training step as data: for each rank a list of steps, which compute, send or receive blocks. Pipelines
-are programs; `verify`, `count_program` and `simulate_program` read them.
+are programs.
 
-A schedule is read by `verify` (is it right?), `count` (what does it move?), `simulate` (how long would it take?),
-`make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how does it look?).
+Both are read by `verify` (is it right?), `count` (what does it move?) and `simulate` (how long would it take?); a
+schedule also by `make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how
+does it look?).
 """
 
 from .choose import ALGORITHMS
@@ -30,16 +31,18 @@ from .direct import direct, direct_all_gather, direct_reduce_scatter
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
+from .old_names import count_program, simulate_program
 from .orders import pipeline
 from .pipeline import Pipeline
 from .pipelines import gpipe, interleaved, one_f_one_b
 from .program import Program, Step
-from .program_readers import ProgramCounts, count_program, simulate_program
+from .program_readers import ProgramCounts
 from .read_table import read_table
 from .replay import replay
 from .ring import ring, ring_all_gather, ring_reduce_scatter
 from .schedule import Message, Schedule, chunk_bounds
-from .simulate import Simulation, simulate
+from .simulate import simulate
+from .simulation import Simulation
 from .star import star, star_broadcast
 from .tree import tree, tree_broadcast
 from .verify import verify

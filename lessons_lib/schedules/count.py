@@ -1,8 +1,10 @@
-"""Count what a schedule makes every rank send and receive, before anything has run."""
+"""Count what a schedule or a program makes every rank send and receive, before anything has run."""
 
 from dataclasses import dataclass
 
 from ..errors import check_whole
+from .program import Program
+from .program_readers import count_steps
 from .schedule import check_is_schedule, chunk_bounds, transfers
 
 
@@ -23,29 +25,46 @@ class Counts:
     bytes_received: list
 
 
-def count(schedule, numel, itemsize=4):
-    """Count the messages and bytes of a schedule.
+def count(schedule, numel=None, itemsize=4, block_bytes=0):
+    """Count the messages and bytes of a schedule, or the steps, messages and bytes of a `Program`.
 
     Args:
-        schedule: a `Schedule`.
-        numel: how many elements the tensor has, cut evenly; or a list of how many each chunk has.
-        itemsize: how many bytes an element has.
+        schedule: a `Schedule`, or a `Program` that `verify` accepts.
+        numel: of a schedule, how many elements the tensor has, cut evenly; or a list of how many each chunk has.
+        itemsize: of a schedule, how many bytes an element has.
+        block_bytes: of a program, how many bytes a message has: a number, or a function of the block.
 
     Returns:
-        `Counts`.
+        `Counts`, or of a program `ProgramCounts`.
 
     Raises:
-        TypeError: `schedule` is something else.
-        ValueError: `numel` is no whole number of at least 0, nor a list of one for each chunk.
+        TypeError: `schedule` is something else, or what is given does not belong to its kind.
+        ValueError: `numel` is no whole number of at least 0, nor a list of one for each chunk; or a size is negative.
+        InvalidProgram: a program is wrong.
     """
-    check_is_schedule(schedule)
+    if isinstance(schedule, Program):
+        if numel is not None:
+            raise TypeError(f"numel={numel!r}: a program has block_bytes instead")
+        return count_steps(schedule, block_bytes)
+    check_is_schedule(schedule, "a Schedule or a Program")
+    if block_bytes != 0:
+        raise TypeError(f"block_bytes={block_bytes!r}: a schedule has numel and itemsize instead")
+    return _count_messages(schedule, [size * itemsize for size in _chunk_sizes(schedule, numel)])
+
+
+def _chunk_sizes(schedule, numel):
+    """How many elements each chunk has."""
     if not isinstance(numel, list):
-        numel = [stop - start for start, stop in chunk_bounds(numel, schedule.num_chunks)]
+        return [stop - start for start, stop in chunk_bounds(numel, schedule.num_chunks)]
     if len(numel) != schedule.num_chunks:
         raise ValueError(f"numel={numel!r}: one number for each of {schedule.num_chunks} chunks is needed")
     for size in numel:
         check_whole("numel", size, 0)
-    sizes = [size * itemsize for size in numel]
+    return numel
+
+
+def _count_messages(schedule, sizes):
+    """`sizes`: bytes of each chunk."""
     ranks = range(schedule.world_size)
     counts = Counts(len(schedule.rounds), *([0 for _ in ranks] for _ in range(4)))
     for messages in schedule.rounds:

@@ -1,13 +1,12 @@
-"""What a program costs: its messages and bytes, what lives at once on each rank, and its time on a virtual clock."""
+"""How `count` and `simulate` read a program: its messages, what lives at once on each rank, its time on a clock."""
 
 from collections import defaultdict
 from dataclasses import dataclass
 
 from ..errors import check_whole
 from ..trace import Span, Trace
-from .links import Links
 from .program import replay
-from .simulate import Simulation
+from .simulation import MAX_DRAWN, Simulation
 
 
 @dataclass(frozen=True)
@@ -29,20 +28,8 @@ class ProgramCounts:
     most_kept: list
 
 
-def count_program(program, block_bytes=0):
-    """Count what each rank of a `Program` does.
-
-    Args:
-        program: a `Program` that `verify` accepts.
-        block_bytes: how many bytes a message has: a number, or a function of the block.
-
-    Returns:
-        `ProgramCounts`.
-
-    Raises:
-        InvalidProgram: the program is wrong.
-        ValueError: a size is negative.
-    """
+def count_steps(program, block_bytes=0):
+    """Count what each rank of a `Program` does: `count`."""
     size_of = _size_of(block_bytes)
     ranks = range(program.world_size)
     counts = ProgramCounts([{} for _ in ranks], *([0 for _ in ranks] for _ in range(5)))
@@ -59,29 +46,10 @@ def count_program(program, block_bytes=0):
     return counts
 
 
-def simulate_program(program, cost_s, block_bytes=0, links=None):
-    """Play a `Program` on a virtual clock.
-
-    A rank starts a step when it has ended the one before. A send costs the rank no time: the block leaves when the way
-    out of the rank is free, takes its bytes / bandwidth, and arrives a latency later. A receive waits for that.
-
-    Args:
-        program: a `Program` that `verify` accepts.
-        cost_s: seconds that a computing step takes: {op: seconds}, or a function of (rank, step).
-        block_bytes: how many bytes a message has: a number, or a function of the block.
-        links: `Links`; by default messages take no time.
-
-    Returns:
-        A `Simulation`, whose trace has a span for each computing step, labelled "op stage.micro_batch" or the like.
-
-    Raises:
-        InvalidProgram: the program is wrong.
-        TypeError, ValueError: `links` is no `Links`, an op has no cost, or a cost or a size is negative.
-    """
-    links = Links() if links is None else links
-    if not isinstance(links, Links):
-        raise TypeError(f"links is a {type(links).__name__}: a Links is needed, such as Links(latency_s=1e-3)")
+def simulate_steps(program, cost_s, block_bytes, links, spans=None):
+    """Play a `Program` on a virtual clock: `simulate`."""
     size_of, time_of = _size_of(block_bytes), _time_of(cost_s)
+    keep = spans if spans is not None else sum(map(len, program.steps)) <= MAX_DRAWN
     now_s, out_free_s = [0.0] * program.world_size, [0.0] * program.world_size
     arrivals_s, trace = defaultdict(list), Trace(source="simulated")
     for rank, _, step, _ in replay(program):
@@ -93,12 +61,13 @@ def simulate_program(program, cost_s, block_bytes=0, links=None):
             arrivals_s[rank, step.peer].append(out_free_s[rank] + latency_s)
         elif step.op == "recv":
             arrive_s = arrivals_s[step.peer, rank].pop(0)
-            if arrive_s > now_s[rank]:
+            if keep and arrive_s > now_s[rank]:
                 trace.record(Span(rank, "wait", now_s[rank], arrive_s, step.peer))
-                now_s[rank] = arrive_s
+            now_s[rank] = max(now_s[rank], arrive_s)
         else:
             start_s, now_s[rank] = now_s[rank], now_s[rank] + time_of(rank, step)
-            trace.record(Span(rank, "compute", start_s, now_s[rank], label=step.label))
+            if keep:
+                trace.record(Span(rank, "compute", start_s, now_s[rank], label=step.label))
     return Simulation(max(now_s), now_s, trace)
 
 
@@ -114,7 +83,7 @@ def _time_of(cost_s):
     """A function (rank, step) -> seconds, which checks what it gives."""
 
     def time_of(rank, step):
-        if not callable(cost_s) and step.op not in cost_s:
+        if not callable(cost_s) and step.op not in (cost_s or {}):
             raise ValueError(f"cost_s={cost_s!r}: seconds for {step.op!r} are needed too")
         seconds = cost_s(rank, step) if callable(cost_s) else cost_s[step.op]
         if not seconds >= 0:

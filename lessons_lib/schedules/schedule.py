@@ -131,6 +131,6 @@ def check_world_size(world_size):
     check_whole("world_size", world_size, 1)
 
 
-def check_is_schedule(schedule):
+def check_is_schedule(schedule, needed="a Schedule"):
     if not isinstance(schedule, Schedule):
-        raise TypeError(f"schedule is a {type(schedule).__name__}: a Schedule is needed")
+        raise TypeError(f"schedule is a {type(schedule).__name__}: {needed} is needed")

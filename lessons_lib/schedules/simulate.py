@@ -1,59 +1,65 @@
-"""Run a schedule on a virtual clock: how long would it take on these links, also with a thousand ranks?"""
+"""Run a schedule or a program on a virtual clock: how long would it take, also with a thousand ranks?"""
 
 from collections import Counter
-from dataclasses import dataclass
 from operator import itemgetter
 from typing import NamedTuple
 
 from ..trace import Span, Trace
 from .links import Links
+from .program import Program
+from .program_readers import simulate_steps
 from .schedule import check_is_schedule, no_collection
+from .simulation import MAX_DRAWN, Simulation
 
-MAX_DRAWN = 20_000  # messages: a timeline of more spans takes longer to draw than anybody looks at it
 _ENDS = itemgetter(0, 1, 3)  # (src, dst, op) of a message
 
 
-@dataclass(frozen=True)
-class Simulation:
-    """What a virtual clock said.
+def simulate(schedule, size_bytes=None, links=None, spans=None, cost_s=None, block_bytes=0):
+    """Play a schedule, or a `Program`, on links of given latency and bandwidth.
 
-    Attributes:
-        total_s: when the last rank is done (seconds of virtual time).
-        finish_s: when each rank is done.
-        trace: a `Trace` of what each rank did; empty where spans were not kept.
+    In a schedule a rank starts a round when it has ended the one before. A transfer of M bytes leaves when both its
+    ranks are there and the way out of `src` is free. It takes M / bandwidth on the way out and on the way in, and
+    arrives a latency later; to add it takes M / reduce_Bps.
+
+    In a program a rank starts a step when it has ended the one before. A send costs the rank no time: the block leaves
+    when the way out of the rank is free, takes its bytes / bandwidth, and arrives a latency later. A receive waits for
+    that.
+
+    Args:
+        schedule: a `Schedule`, or a `Program` that `verify` accepts.
+        size_bytes: of a schedule, the size of the tensor. Chunks may be fractions of a byte.
+        links: `Links`; of a program not needed where messages take no time.
+        spans: whether to keep what each rank did; by default for at most 20,000 messages or steps.
+        cost_s: of a program, the seconds that a computing step takes: {op: seconds}, or a function of (rank, step).
+        block_bytes: of a program, how many bytes a message has: a number, or a function of the block.
+
+    Returns:
+        `Simulation`. For the ring, total_s = 2(N-1)(α + M/(Nβ)) with latency α and bandwidth β. The trace of a program
+        has a span for each computing step, labelled "op stage.micro_batch" or the like, and for each wait.
+
+    Raises:
+        TypeError: `schedule` is something else, `links` no `Links`, or what is given does not belong to its kind.
+        ValueError: `size_bytes`, a cost or a size is negative, or an op has no cost.
+        InvalidProgram: a program is wrong.
     """
-
-    total_s: float
-    finish_s: list
-    trace: Trace
+    is_program = isinstance(schedule, Program)
+    if not is_program:
+        check_is_schedule(schedule, "a Schedule or a Program")
+    if not isinstance(links, Links) and not (is_program and links is None):
+        raise TypeError(f"links is a {type(links).__name__}: a Links is needed, such as Links(latency_s=1e-3)")
+    if is_program:
+        if size_bytes is not None:
+            raise TypeError(f"size_bytes={size_bytes!r}: a program has cost_s and block_bytes instead")
+        return simulate_steps(schedule, cost_s, block_bytes, links or Links(), spans)
+    if cost_s is not None or block_bytes != 0:
+        raise TypeError(f"{cost_s=}, {block_bytes=}: a schedule has size_bytes instead")
+    if size_bytes is None or not size_bytes >= 0:
+        raise ValueError(f"size_bytes={size_bytes!r}: 0 or more bytes are needed")
+    return _simulate_rounds(schedule, size_bytes, links, spans)
 
 
 @no_collection()
-def simulate(schedule, size_bytes, links, spans=None):
-    """Play the rounds on links of given latency and bandwidth.
-
-    A rank starts a round when it has ended the one before. A transfer of M bytes leaves when both its ranks are there
-    and the way out of `src` is free. It takes M / bandwidth on the way out and on the way in, and arrives a latency
-    later; to add it takes M / reduce_Bps.
-
-    Args:
-        schedule: any `Schedule`.
-        size_bytes: the size of the tensor. Chunks may be fractions of a byte.
-        links: `Links`.
-        spans: whether to keep what each rank did; by default for schedules of at most 20,000 messages.
-
-    Returns:
-        `Simulation`. For the ring, total_s = 2(N-1)(α + M/(Nβ)) with latency α and bandwidth β.
-
-    Raises:
-        TypeError: `schedule` is no `Schedule`, or `links` no `Links`.
-        ValueError: `size_bytes` is negative.
-    """
-    check_is_schedule(schedule)
-    if not isinstance(links, Links):
-        raise TypeError(f"links is a {type(links).__name__}: a Links is needed, such as Links(latency_s=1e-3)")
-    if not size_bytes >= 0:
-        raise ValueError(f"size_bytes={size_bytes!r}: 0 or more bytes are needed")
+def _simulate_rounds(schedule, size_bytes, links, spans):
     keep = spans if spans is not None else sum(map(len, schedule.rounds)) <= MAX_DRAWN
     trace = Trace(source="simulated")
     done_s, ends, transfers = [0.0] * schedule.world_size, None, []

@@ -28,7 +28,7 @@ def verify(schedule):
     if isinstance(schedule, Program):
         verify_program(schedule)
         return
-    check_is_schedule(schedule)
+    check_is_schedule(schedule, "a Schedule or a Program")
     held = initial_shares(schedule)
     for _ in replay(_checked_rounds(schedule), held, _united):
         pass
