@@ -1,4 +1,6 @@
-"""Attention over a sequence that is cut over ranks: for a while each rank has all positions of some heads (lesson 17)."""
+"""Attention over a cut sequence: for a while each rank has all positions of some of the heads (lesson 17)."""
+
+from math import prod
 
 import torch
 from torch.nn import functional as F
@@ -38,13 +40,13 @@ def _by_heads(tensors, comm, lengths, balance):
     size = comm.world_size
     pieces = [each.unflatten(1, (size, -1)).movedim(1, 0).flatten(1) for each in tensors]  # a row for each rank
     shapes = [(each.shape[0], each.shape[1] // size, each.shape[3]) for each in tensors]
-    numels = [[batch * heads * length * width for length in own] for (batch, heads, width), own in _with(shapes, lengths)]
+    numels = [[prod(shape) * length for length in own] for shape, own in zip(shapes, lengths, strict=True)]
     given = [sum(own[comm.rank] for own in numels)] * size
     taken = [sum(own[rank] for own in numels) for rank in range(size)]
     came = exchange(torch.cat(pieces, 1).flatten(), comm, given, taken).split(taken)
     parts = [each.split([own[rank] for own in numels]) for rank, each in enumerate(came)]
     wholes = []
-    for number, ((batch, heads, width), own) in enumerate(_with(shapes, lengths)):
+    for number, ((batch, heads, width), own) in enumerate(zip(shapes, lengths, strict=True)):
         by_rank = [parts[rank][number].view(batch, heads, own[rank], width) for rank in range(size)]
         order = torch.cat(all_positions(sum(own), size, balance)).argsort().to(comm.device)
         wholes.append(torch.cat(by_rank, 2).index_select(2, order))
@@ -60,7 +62,3 @@ def _by_positions(answer, comm, lengths, balance):
     pieces = [each.flatten() for each in answer.index_select(2, order).split(lengths, 2)]
     came = exchange(torch.cat(pieces), comm, given, taken)
     return came.view(comm.world_size, batch, heads, -1, width).movedim(0, 1).flatten(1, 2)
-
-
-def _with(shapes, lengths):
-    return zip(shapes, lengths, strict=True)

@@ -43,7 +43,9 @@ def _check_tensors(q, k, v):
         if tensor.dim() != 4:
             raise ValueError(f"{argument} has shape {tuple(tensor.shape)}: (batch, heads, positions, width) is needed")
         if tensor.dtype != q.dtype or tensor.device != q.device:
-            raise ValueError(f"{argument} is {tensor.dtype} on {tensor.device}: {q.dtype} on {q.device}, as q, is needed")
+            raise ValueError(
+                f"{argument} is {tensor.dtype} on {tensor.device}: {q.dtype} on {q.device}, as q, is needed"
+            )
     if v.shape != k.shape or (k.shape[0], k.shape[3]) != (q.shape[0], q.shape[3]):
         shapes = ", ".join(str(tuple(each.shape)) for each in (q, k, v))
         raise ValueError(f"q, k and v have shapes {shapes}: the same batch and width are needed, and k as v")

@@ -46,3 +46,9 @@ def is_cut(parameter, comm):
     """Whether some rank of `comm` holds other numbers of `parameter`, as far as `lies_on` has noted."""
     copies, num_ranks = getattr(parameter, "_shares", {}).get(comm, (1, 1))
     return copies < num_ranks
+
+
+def is_cut_within(parameter, comm):
+    """Whether some rank of `comm` holds other numbers of `parameter`, whatever group the parameter is split over."""
+    notes = getattr(parameter, "_shares", {}).items()
+    return any(copies < size and len({*group.ranks} & {*comm.ranks}) > copies for group, (copies, size) in notes)

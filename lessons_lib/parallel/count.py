@@ -8,8 +8,10 @@ from numbers import Real
 
 import torch
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils._pytree import tree_map_only
 
 from .hooks import Hook, remove
+from .weights import agree_on_weights
 
 
 class Forward:
@@ -77,16 +79,22 @@ class SampleCounter:
         remove(self._handles)
 
     def _bind(self, module, args, kwargs, output):
-        if torch.is_grad_enabled() and not self._reducer.is_released:
-            is_known = self.is_checked or self._reducer.trains_all(module)
-            Forward(self._reducer, self._count(args, kwargs), is_known).bind(output)
+        if not torch.is_grad_enabled() or self._reducer.is_released:
+            return None
+        is_known = self.is_checked or self._reducer.trains_all(module)
+        mixes_ranks = self._reducer.weight_by_batch and any(hasattr(layer, "mixes_ranks") for layer in module.modules())
+        counts = self._count(args, kwargs, mixes_ranks)
+        if mixes_ranks:
+            output, counts = weigh_outputs(output, counts, self._reducer.comm), (1,)
+        Forward(self._reducer, counts, is_known).bind(output)
+        return output
 
-    def _count(self, args, kwargs):
+    def _count(self, args, kwargs, counts_tokens):
         if not self._reducer.weight_by_batch:
             return (1,)
         if self.given is not None:
             return (self.given,)
-        counts = tuple(dict.fromkeys(batch_sizes((args, kwargs), self._batch_dim)))
+        counts = tuple(dict.fromkeys(batch_sizes((args, kwargs), self._batch_dim, 1 + counts_tokens)))
         if not counts:
             raise ValueError(
                 f"forward was given no tensor with a dimension {self._batch_dim}: how many samples there are is "
@@ -109,14 +117,44 @@ def checked_weight(weight):
     return weight
 
 
-def batch_sizes(value, batch_dim):
-    """The length along `batch_dim` of every tensor in `value` that has this dimension."""
+def weigh_outputs(output, counts, comm):
+    """`output` with a graph whose gradients are N n_k / Σ n_k times as long, so that ranks can be averaged plainly.
+
+    Where tokens or keys of other ranks pass through this one, its gradients hold parts of all ranks' losses: each loss
+    has to be weighed by its own n_k, before the backward pass and not after it.
+    """
+    total = torch.tensor([float(counts[0]), len(counts) > 1], dtype=torch.float64, device=comm.device)
+    comm.all_reduce(total)
+    num_samples, unclear = total.tolist()
+    if unclear:
+        agree_on_weights(counts, comm)
+    factor = comm.world_size * counts[0] / (num_samples or 1.0)
+
+    def weighed(tensor):
+        if not tensor.requires_grad:
+            return tensor
+        # A view: gradients that come to the tensor by way of another output are weighed there.
+        view = tensor.view_as(tensor)
+        view.register_hook(lambda gradient: gradient * factor if factor else torch.zeros_like(gradient))
+        return view
+
+    tensors = [each for each in tensors_in(output) if isinstance(each, torch.Tensor) and each.requires_grad]
+    found = []
+    weighed_output = tree_map_only(torch.Tensor, lambda tensor: found.append(tensor) or weighed(tensor), output)
+    if not {id(tensor) for tensor in tensors} <= {id(tensor) for tensor in found}:
+        kind = type(output).__name__
+        raise TypeError(f"the module's output is a {kind}: tensors, or lists, tuples and dicts of them, are needed")
+    return weighed_output
+
+
+def batch_sizes(value, batch_dim, num_dims=1):
+    """Of every tensor in `value` that has them, the product of `num_dims` dimensions from `batch_dim` on."""
     sizes = []
     for tensor in tensors_in(value):
         if isinstance(tensor, PackedSequence):
             sizes.append(int(tensor.batch_sizes[0]))
-        elif tensor.dim() > batch_dim:
-            sizes.append(tensor.shape[batch_dim])
+        elif tensor.dim() >= batch_dim + num_dims:
+            sizes.append(math.prod(tensor.shape[batch_dim : batch_dim + num_dims]))
     return sizes
 
 

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.parameter import UninitializedTensorMixin
 
 from ..comm import Communicator
+from .copies import is_cut_within
 from .count import SampleCounter, checked_weight, takes_weight
 from .reducer import Reducer
 from .replicas import share_buffers, share_start, trained
@@ -38,8 +39,12 @@ class DataParallel(nn.Module):
     Attributes:
         module: the wrapped module.
 
+    In a module that `context_parallel` or `ExpertParallel` has changed, tokens of other ranks pass through this one.
+    There n_k counts tokens (the two dimensions from `batch_dim` on), and weighs what comes back to the outputs, before
+    it mixes with what comes from other ranks; one all-reduce of two numbers per forward pass tells Σ n_k.
+
     Raises:
-        TypeError, ValueError: bad arguments; no parameter needs a gradient.
+        TypeError, ValueError: bad arguments; no parameter needs a gradient, or one is split over ranks of `comm`.
         CollectiveMismatch: the ranks' modules or options differ.
 
     Communication: one all-reduce of the gradients a backward pass, and as many numbers more as there are parameters,
@@ -153,6 +158,11 @@ def _check_module(module, comm):
     for name, p in module.named_parameters():
         if isinstance(p, UninitializedTensorMixin):
             raise ValueError(f"parameter {name} has no shape yet: run one batch through the module before wrapping it")
+        if is_cut_within(p, comm):
+            raise ValueError(
+                f"parameter {name} is split over ranks of comm: a comm of ranks that hold the same of it is needed, or "
+                "average_gradients(parameters, mesh, axes) instead of DataParallel"
+            )
         if p.device.type != comm.device.type:
             raise ValueError(
                 f"parameter {name} is on {p.device}, this rank on {comm.device}: use module.to(comm.device)"

@@ -4,30 +4,31 @@ import torch
 from torch.autograd.function import once_differentiable
 
 
-def exchange(x, comm, given, taken, scale=1.0):
-    """Give `given[r]` rows of x to each rank r, in order, and get `taken[r]` rows from it: `comm.all_to_all` with a graph.
+def exchange(x, comm, given, taken):
+    """Give `given[r]` rows of x to each rank r, and get `taken[r]` rows from it: `comm.all_to_all` with a graph.
 
     Args:
-        x: (sum of given, ...), contiguous.
-        scale: the factor by which gradients are multiplied on their way back.
+        x: (sum of given, ...), first the rows for rank 0.
+
+    Returns:
+        (sum of taken, ...), first the rows from rank 0.
 
     Communication: one all-to-all, and one more in the backward pass.
     """
-    return _Exchange.apply(x, comm, given, taken, scale)
+    return _Exchange.apply(x, comm, given, taken)
 
 
 class _Exchange(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, comm, given, taken, scale):
-        ctx.way = comm, given, taken, scale
+    def forward(ctx, x, comm, given, taken):
+        ctx.way = comm, given, taken
         return _moved(x, comm, given, taken)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, gradient):
-        comm, given, taken, scale = ctx.way
-        moved = _moved(gradient, comm, taken, given)
-        return moved if scale == 1 else moved * scale, None, None, None, None
+        comm, given, taken = ctx.way
+        return _moved(gradient, comm, taken, given), None, None, None
 
 
 def _moved(x, comm, given, taken):

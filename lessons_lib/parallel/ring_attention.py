@@ -5,7 +5,7 @@ from functools import lru_cache
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..schedules.attention import ring_attention as ring_program
+from ..schedules.attention import ring_of_keys
 from ..schedules.schedule import chunk_bounds
 from .attention_inputs import check_attention
 from .online_softmax import attend, differentiate, merge
@@ -168,7 +168,7 @@ def _exact(tensor):
 
 @lru_cache(maxsize=64)
 def _program(num_ranks, causal, balance, backward):
-    return ring_program(num_ranks, causal, balance, backward)
+    return ring_of_keys(num_ranks, causal, balance, backward)
 
 
 def _rows_of(length, owners):

@@ -1,4 +1,4 @@
-"""One sequence cut over ranks: which positions a rank has, and how its parts and their losses come together (lesson 17)."""
+"""One sequence cut over ranks: which positions a rank has, and how parts and losses come together (lesson 17)."""
 
 import torch
 
@@ -22,7 +22,7 @@ def sequence_positions(length, comm, balance="zigzag"):
 
 
 def split_sequence(x, comm, balance="zigzag", dim=1):
-    """This rank's part of `x`, which is whole on every rank; along dimension `dim` lie the positions. No communication."""
+    """This rank's part of `x`, which is whole on every rank; along dimension `dim` lie the positions."""
     return x.index_select(dim, sequence_positions(x.shape[dim], comm, balance).to(x.device))
 
 
@@ -51,7 +51,7 @@ def join_sequence(x, comm, balance="zigzag", dim=1):
 
 
 def share_of_mean(loss, count, comm):
-    """What a rank has to take the gradient of, so that the plain mean of all ranks' gradients is that of the whole mean.
+    """The loss to take the gradient of on this rank, so that the plain mean over ranks is right for unequal counts.
 
     With the mean ℓ_k over the n_k tokens of rank k, the mean over all is Σ n_k ℓ_k / Σ n_k, and rank k gets its term
     N n_k ℓ_k / Σ n_k. `DataParallel` does that by itself. Where keys or tokens of other ranks pass through a rank, no

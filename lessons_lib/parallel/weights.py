@@ -39,11 +39,11 @@ def check_flags(sums, counts, comm):
             "accumulate with DataParallel(weight_by_batch=False)"
         )
     if unclear:
-        _agree_on_weights([size for sizes in counts for size in sizes], comm)
+        agree_on_weights([size for sizes in counts for size in sizes], comm)
     return num_samples
 
 
-def _agree_on_weights(sizes, comm):
+def agree_on_weights(sizes, comm):
     """Raise on every rank, unless each of the `sizes` gives the ranks the same weights as the first one does.
 
     Communication: two all-reduces, of 1 and of at most N len(sizes) numbers.

@@ -24,10 +24,12 @@ schedule also by `make_plan` (what does one rank do?), `replay` (what does each 
 does it look?).
 """
 
+from .attention import Attention, chunk_owners, ring_of_keys
 from .choose import ALGORITHMS
 from .count import Counts, count
 from .delivery import all_to_all, gather, scatter
 from .direct import direct, direct_all_gather, direct_reduce_scatter
+from .exchanges import Exchange, exchange_of_heads, expert_routing
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
@@ -50,7 +52,9 @@ from .zero_bubble import zb_h1, zbv
 
 __all__ = [
     "ALGORITHMS",
+    "Attention",
     "Counts",
+    "Exchange",
     "Links",
     "Message",
     "Pipeline",
@@ -61,11 +65,14 @@ __all__ = [
     "Step",
     "all_to_all",
     "chunk_bounds",
+    "chunk_owners",
     "count",
     "count_program",
     "direct",
     "direct_all_gather",
     "direct_reduce_scatter",
+    "exchange_of_heads",
+    "expert_routing",
     "gather",
     "gpipe",
     "halving_doubling",
@@ -77,6 +84,7 @@ __all__ = [
     "replay",
     "ring",
     "ring_all_gather",
+    "ring_of_keys",
     "ring_reduce_scatter",
     "scatter",
     "simulate",

@@ -1,4 +1,4 @@
-"""Attention over a sequence that is cut over ranks, as a program: which query block meets which key block (lesson 17)."""
+"""Attention over a cut sequence as a program: which chunk of queries meets which chunk of keys (lesson 17)."""
 
 from dataclasses import dataclass
 
@@ -12,8 +12,8 @@ def chunk_owners(num_ranks, balance="zigzag"):
     """For each chunk of the sequence the rank that holds it.
 
     "straight": as many chunks as ranks, one each. Of causal attention the last rank has nearly twice the mean work.
-    "zigzag": twice as many chunks; rank r holds chunk r and chunk 2N - 1 - r, an early one and a late one, and all ranks
-    have the same work.
+    "zigzag": twice as many chunks; rank r holds chunk r and chunk 2N - 1 - r, an early one and a late one, and all
+    ranks have the same work.
 
     Raises:
         ValueError: `balance` is none of them.
@@ -125,7 +125,7 @@ class Attention(Program):
                     raise InvalidProgram("its part of the keys' gradient never comes home", source, None, pair)
 
 
-def ring_attention(num_ranks, causal=True, balance="zigzag", backward=False):
+def ring_of_keys(num_ranks, causal=True, balance="zigzag", backward=False):
     """Keys go round the ring: each rank computes with those that have come, while it passes them on to the next rank.
 
     In the backward pass their gradient follows them, one rank behind, and comes home at the end. Where a straight cut

@@ -57,8 +57,8 @@ class Exchange(Program):
                     raise InvalidProgram("never comes home", rank, None, ("result", rank, place))
 
 
-def all_to_all_attention(num_ranks):
-    """Every rank gives each other the queries, keys and values of its positions for that rank's heads, and gets answers.
+def exchange_of_heads(num_ranks):
+    """Every rank gives each other one its queries, keys and values for the heads of that rank, and gets answers.
 
     In between a rank has all positions of 1/N of the heads. Places are groups of heads.
 
@@ -67,7 +67,7 @@ def all_to_all_attention(num_ranks):
     Source: Jacobs et al., DeepSpeed Ulysses (2023), §3; lesson 17.
     """
     check_whole("num_ranks", num_ranks, 1)
-    work = tuple({group: (rank,) for group in range(num_ranks)} for rank in range(num_ranks))
+    work = tuple(dict.fromkeys(range(num_ranks), (rank,)) for rank in range(num_ranks))
     return _exchange(range(num_ranks), work, True, "all-to-all attention")
 
 
