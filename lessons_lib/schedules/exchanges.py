@@ -44,8 +44,8 @@ class Exchange(Program):
             raise InvalidProgram(f"place {place} lies on rank {self.placement[place]}")
         if ("result", *step.block) in held:
             raise InvalidProgram("is done a second time")
-        needed = [other for other, own in enumerate(self.work) if place in own] if self.is_joint else [source]
-        for other in needed:
+        needed = [other for other, own in enumerate(self.work) if place in own] if self.is_joint else []
+        for other in (source, *needed):
             if ("work", other, place) not in held:
                 raise InvalidProgram("is needed, but is not there", block=("work", other, place))
         held["result", source, place] = held["work", source, place]
