@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
+from torch.utils.checkpoint import checkpoint
 
 from lessons_lib import CollectiveMismatch, Mesh, RankFailed, launch
 from lessons_lib.optim import SGD, Adam
@@ -275,6 +276,110 @@ def changed_midway(comm):
 
 def test_what_is_frozen_in_the_middle_of_a_round_is_averaged_with_it():
     launch(changed_midway, world_size=3)
+
+
+def clipped(net, optimizer, x, y, number):
+    cross_entropy(net(x), y).backward()
+    nn.utils.clip_grad_norm_(net.parameters(), 0.1)
+    optimizer.step()
+
+
+def evaluated(net, optimizer, x, y, number):
+    loss = cross_entropy(checkpoint(net, x, use_reentrant=False), y)
+    loss.backward()
+    net.eval()
+    with torch.inference_mode():
+        net(x)
+    net.train()
+    optimizer.step()
+
+
+def caught(net, optimizer, x, y, number):
+    loss = cross_entropy(net(x), y)
+    loss.backward(retain_graph=True)
+    try:
+        if number == 2:
+            raise ValueError
+        loss.backward()
+    except ValueError:
+        optimizer.zero_grad()
+    optimizer.step()
+
+
+def by_hand(net, optimizer, x, y, number):
+    with torch.autocast("cpu", torch.bfloat16):
+        outputs = net(x)
+    cross_entropy(outputs.double(), y).backward()
+    with torch.no_grad():
+        for p in net.parameters():
+            p.sub_(p.grad if p.grad is not None else 0, alpha=0.1)
+
+
+def with_closure(net, optimizer, x, y, number):
+    def closure():
+        optimizer.zero_grad()
+        loss = cross_entropy(net(x), y)
+        loss.backward()
+        return loss
+
+    torch.optim.LBFGS(net.parameters(), lr=0.1, max_iter=3).step(closure)
+
+
+def as_people_write(comm):
+    """The same code trains the wrapper, and the plain models of one process."""
+    far = {}
+    for scenario in (clipped, evaluated, caught, by_hand, with_closure):
+        torch.manual_seed(comm.rank)
+        net = LocalSGD(Odd(), comm, 2, NESTEROV)
+        alone = Simulation(comm.world_size, 2, INNER["sgd"], NESTEROV)
+        optimizer = INNER["sgd"](net.parameters())
+        for number in range(5):
+            scenario(net, optimizer, *batch(comm.rank, number), number)
+            optimizer.zero_grad()
+            for worker, model in enumerate(alone.models):
+                scenario(model, alone.optimizers[worker], *batch(worker, number), number)
+                alone.optimizers[worker].zero_grad()
+            with torch.inference_mode(number % 3 == 0):
+                net.step()
+            alone.count += 1
+            if alone.count % 2 == 0:
+                alone.average()
+        net.average()  # the last step, before its time
+        alone.average()
+        pairs = zip(numbers_of(net.module), numbers_of(alone.models[0]), strict=True)
+        far[scenario.__name__] = max((a - b).abs().max().item() for a, b in pairs if a.dtype == torch.float64)
+    return far
+
+
+def test_training_code_as_people_write_it_equals_one_process():
+    for far in launch(as_people_write, world_size=3):
+        assert max(far.values()) < 1e-10, far
+
+
+def too_early(comm):
+    net = LocalSGD(nn.Linear(6, 3), comm, 2)
+    with pytest.warns(UserWarning, match="before any weight has moved"):
+        net.step()
+
+
+def shorter_rounds(comm):
+    """A state saved four steps after an average, loaded where a round has three."""
+    nets = [LocalSGD(nn.Linear(6, 3).double(), comm, steps) for steps in (5, 3)]
+    optimizer = SGD(nets[0].parameters(), lr=0.1)
+    for _ in range(4):
+        nets[0](torch.randn(2, 6).double()).sum().backward()
+        optimizer.step()
+        nets[0].step()
+    nets[1].load_state_dict(nets[0].state_dict())
+    nets[1].step()
+    weights = nets[1].module.weight.detach().clone()
+    comm.broadcast(weights)
+    return torch.equal(weights, nets[1].module.weight)
+
+
+def test_a_step_too_early_is_told_and_a_round_that_is_over_ends():
+    launch(too_early, world_size=2)
+    assert launch(shorter_rounds, world_size=2) == [True, True]
 
 
 def interrupted(comm, outer, at):

@@ -215,6 +215,50 @@ def test_one_worker_alone_trains_as_one_process_does():
     assert max(launch(one_by_one, "adamw", world_size=2)) < 1e-10
 
 
+def on_the_server(comm):
+    """Clipping of the mean and a schedule of the learning rate, where the step is taken; batch statistics."""
+    torch.manual_seed(comm.rank)
+    model = nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
+
+    def make(parameters):
+        optimizer = torch.optim.SGD(parameters, lr=0.1, momentum=0.9)
+        schedule = torch.optim.lr_scheduler.StepLR(optimizer, 2, 0.1)
+        optimizer.register_step_pre_hook(lambda *_: nn.utils.clip_grad_norm_(parameters, 0.1) and None)
+        optimizer.register_step_post_hook(lambda *_: schedule.step())
+        return optimizer
+
+    def work(server):
+        for number in range(6):
+            server.pull()
+            model.zero_grad()
+            x, y = share(1 + server.rank, number)
+            cross_entropy(model(x), y).backward()
+            server.push()
+
+    parameter_server(model, comm, make, work)
+    return [tensor.detach() for tensor in model.state_dict().values()]
+
+
+def test_clipping_and_schedules_belong_to_the_servers_optimiser():
+    ranks = launch(on_the_server, world_size=3)
+    torch.manual_seed(0)
+    alone = nn.Sequential(nn.Linear(6, 7), nn.BatchNorm1d(7), nn.Tanh(), nn.Linear(7, 3)).double()
+    optimizer, lr = torch.optim.SGD(alone.parameters(), lr=0.1, momentum=0.9), 0.1
+    for number in range(6):
+        optimizer.param_groups[0]["lr"] = lr / 10 ** (number // 2)
+        optimizer.zero_grad()
+        buffers = {name: buffer.clone() for name, buffer in alone.named_buffers()}
+        for worker in (2, 1):  # the first worker's statistics are those that stay
+            alone.load_state_dict(buffers, strict=False)
+            x, y = share(worker, number)
+            (cross_entropy(alone(x), y) / 2).backward()
+        nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+        optimizer.step()
+    for state in ranks:
+        for mine, theirs in zip(state, alone.state_dict().values(), strict=True):
+            torch.testing.assert_close(mine, theirs, **TIGHT)
+
+
 # --- bytes and memory -------------------------------------------------------------------------------------------------
 
 
@@ -256,6 +300,8 @@ def breaks(comm, what, max_staleness):
     def work(server):
         for number in range(4):
             server.pull()
+            if what == "barrier":
+                comm.barrier()
             model.zero_grad()
             model(torch.randn(2, 6)).sum().backward()
             if server.rank == 1 and number == 2:
@@ -273,6 +319,11 @@ def breaks(comm, what, max_staleness):
 
     pushes = parameter_server(model, comm, make, work, max_staleness)
     return pushes if comm.rank == 0 else model.weight.detach()
+
+
+def test_workers_that_wait_for_each_other_elsewhere_are_told():
+    with pytest.raises(CollectiveMismatch, match=r"rank 0: recv\(.*src=None\).*barrier"):
+        launch(breaks, "barrier", 0, world_size=3, timeout_s=20)
 
 
 @pytest.mark.parametrize("transport", ["shared_memory", "torch"])

@@ -1,5 +1,6 @@
 """Local SGD and DiLoCo: every rank trains alone for H steps, then the ranks average (lesson 13)."""
 
+import warnings
 import zlib
 from weakref import WeakSet
 
@@ -76,6 +77,7 @@ class LocalSGD(nn.Module):
         self.num_steps, self._num_local, self._num_averages = 0, 0, 0
         self._moving, self._stepped, self._handles = self._trained(), WeakSet(), []
         self._state, self._loaded = None, 0
+        self._versions = self._versions_now()
         self._watch()
 
     @property
@@ -92,10 +94,12 @@ class LocalSGD(nn.Module):
         Where the training loop is not yours: `optimizer.register_step_post_hook(lambda *_: net.step())`.
         """
         self._check_is_ours()
+        if self.num_steps == 0 and not self._stepped and self._versions == self._versions_now():
+            warnings.warn("LocalSGD.step() before any weight has moved: call it after optimizer.step()", stacklevel=2)
         self._stepped.clear()
         self._moving |= self._trained()
         self.num_steps, self._num_local = self.num_steps + 1, self._num_local + 1
-        if self._num_local == self.inner_steps:
+        if self._num_local >= self.inner_steps:
             self.average()
 
     @torch.no_grad()
@@ -119,7 +123,7 @@ class LocalSGD(nn.Module):
             self.comm.all_reduce(flat, op="mean")
         means = unpack(flats, given)
         if self._outer:
-            means[: len(moving)] = self._outer.move(means[: len(moving)], moving)
+            means[: len(moving)] = self._outer.move(means[: len(moving)], moving, numbers)
         for tensor, mean in zip([*weights, *buffers], means, strict=True):
             tensor.copy_(mean)
         for buffer in self.module.buffers():
@@ -130,6 +134,9 @@ class LocalSGD(nn.Module):
 
     def _trained(self):
         return {id(p) for p in self.module.parameters() if p.requires_grad}
+
+    def _versions_now(self):
+        return sum(p._version for p in self.module.parameters())
 
     def _call(self, moving):
         """What ranks must agree on before they average: how far they are, and which parameters have moved."""

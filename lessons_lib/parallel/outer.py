@@ -27,8 +27,11 @@ class Outer:
         """θ − θ_k of those parameters in `moving`, a list of their places."""
         return [self.start[k].detach() - numbers[k].detach() for k in moving]
 
-    def move(self, ways, moving):
+    @torch.no_grad()
+    def move(self, ways, moving, numbers):
         """Take a step whose gradient is the mean way back; the new values of the parameters in `moving`."""
+        for k in set(range(len(numbers))).difference(moving):
+            self.start[k].copy_(numbers[k])  # frozen: whoever has changed it by hand meant it
         self.optimizer.zero_grad(set_to_none=True)
         for k, way in zip(moving, ways, strict=True):
             self.start[k].grad = way

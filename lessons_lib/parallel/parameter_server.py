@@ -33,7 +33,7 @@ def parameter_server(module, comm, optimizer, work, max_staleness=0, num_servers
 
     Args:
         module: with the same parameters on every rank; everybody starts from rank 0's, buffers included. At the end
-            all ranks have the servers' weights.
+            all ranks have the servers' weights, and the first worker's buffers.
         comm: `Communicator` of all servers and workers.
         optimizer: makes an optimiser of a list of parameters, such as `partial(torch.optim.Adam, lr=1e-3)`. Each server
             makes its own, for whole parameters of its share.
@@ -52,12 +52,13 @@ def parameter_server(module, comm, optimizer, work, max_staleness=0, num_servers
 
     Communication: for K parameters of M bytes that need a gradient, and S servers, a worker sends h = 16 S + 8 K bytes
     and receives M per pull, and sends h + M per push; a server moves W times its share of that. At the end, h from each
-    worker and a broadcast of M.
+    worker and a broadcast of M and of each buffer.
 
     Memory: a server keeps its share of weights and of the optimiser's state, and one gradient; for s = 0 up to W.
 
-    Buffers are the worker's own. A gradient that is None on a worker counts as 0 in a mean, and where all are None, the
-    parameter is left alone, as in `DataParallel`.
+    Until the end, buffers are the worker's own, and a server's are those of the start. A gradient that is None on a
+    worker counts as 0 in a mean, and where all are None, the parameter is left alone, as in `DataParallel`. Clip the
+    mean, or change the learning rate, in a step hook of the optimiser, which runs where the step is taken.
 
     Source: Li et al., Scaling Distributed Machine Learning with the Parameter Server (2014), §3; Ho et al., More
     Effective Distributed ML via a Stale Synchronous Parallel Parameter Server (2013), §3; lesson 13.
@@ -80,6 +81,8 @@ def parameter_server(module, comm, optimizer, work, max_staleness=0, num_servers
         for flat in flats:
             comm.broadcast(flat, server)
         _overwrite(share, flats)
+    for buffer in module.buffers():
+        comm.broadcast(buffer, num_servers)
     return result
 
 
