@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lessons_lib import bench
-from lessons_lib.bench import messages, pipelines, training
+from lessons_lib.bench import messages, pipelines, tokens, training
 from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
@@ -23,6 +23,7 @@ from lessons_lib.devices import machine_line
         lambda: messages.simulated_ring((2, 4)),
         lambda: pipelines.one_f_one_b_step(2, 3),
         lambda: pipelines.predicted_steps(1, {"GPipe": (pipelines.gpipe, 2)}),
+        lambda: tokens.tokens_a_second(tokens.Size(16, 8, num_layers=2, num_heads=2, context=8, batch=4), 3),
     ],
 )
 def test_rows_say_what_was_compared(measure):

@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import messages, pipelines, training
+from . import messages, pipelines, tokens, training
 from .turns import KB, MB, Row, compared
 
-__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "training"]
+__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "tokens", "training"]
 
 
 def main(quick=False):
@@ -62,6 +62,7 @@ def measurements(quick):
     for num_ranks in (2, 4):
         yield partial(pipelines.one_f_one_b_step, num_ranks, 60 // few)
     yield partial(pipelines.predicted_steps, max(2, 8 // few))
+    yield partial(tokens.tokens_a_second, tokens.TEN_MILLION, max(4, 12 // few))
 
 
 def _time(time_s):
