@@ -38,16 +38,22 @@ class Deliveries:
         sizes = _even(input.numel(), self.world_size)
         self._deliver(Call("reduce_scatter", input, op), direct_reduce_scatter, output, input, sizes, op)
 
-    def all_gather(self, output, input):
+    def all_gather(self, output, input, async_op=False):
         """Put everybody's `input` one after the other into everybody's `output`; rank r's becomes chunk r.
 
         Args:
             output: any shape, changed in place.
             input: `chunk_bounds(output.numel(), world_size)[rank]` long; it may be that chunk of `output` itself.
+            async_op: return at once, with a handle whose `wait()` returns when it is done.
 
         Communication: 1 round; (N-1)/N of the payload per rank.
         """
-        self._check("all_gather", output)
+        if async_op:
+            return self._background.start(lambda: self._all_gather(output, input, wait=False))
+        return self._all_gather(output, input)
+
+    def _all_gather(self, output, input, wait=True):
+        self._check("all_gather", output, wait)
         check_part("all_gather", "input", input, output, self.rank, self.world_size)
         sizes = _even(output.numel(), self.world_size)
         self._deliver(Call("all_gather", output), direct_all_gather, output, input, sizes)

@@ -7,6 +7,7 @@ from .context import context_parallel
 from .copies import lies_on
 from .data import DataParallel
 from .experts import ExpertParallel
+from .fully_sharded import FullySharded
 from .local_sgd import LocalSGD
 from .parameter_server import parameter_server
 from .pipeline import PipelineParallel, split_layers
@@ -18,6 +19,7 @@ from .slow_device import emulate_device
 __all__ = [
     "DataParallel",
     "ExpertParallel",
+    "FullySharded",
     "LocalSGD",
     "PipelineParallel",
     "ShardedOptimizer",

@@ -19,7 +19,10 @@ def gather_states(layout, pieces, states, comm):
 
     Communication: for each key one all-gather of its P numbers; the other values, as objects.
     """
-    own = [states.get(piece, {}) if piece is not None else {} for piece in pieces]
+    own = [
+        states.get(piece, {}) if piece is not None and piece.numel() >= min(numel, 1) else {}
+        for piece, numel in zip(pieces, layout.numels, strict=True)
+    ]
     notes = [
         {key: value.dtype if _is_cut(value, piece) else _Same(value) for key, value in state.items()}
         for piece, state in zip(pieces, own, strict=True)
