@@ -42,12 +42,13 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, bias, put_off):
         ctx.save_for_backward(x, weight)
-        ctx.put_off = put_off
+        # Where hooks pack what is saved, as those of checkpointing do, the weight comes back as another object.
+        ctx.put_off, ctx.parameter = put_off, weight
         return F.linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx, gradient):
         x, weight = ctx.saved_tensors
-        ctx.put_off.append((weight, x, gradient))
+        ctx.put_off.append((ctx.parameter, x, gradient))
         of_bias = gradient.flatten(0, -2).sum(0) if ctx.needs_input_grad[2] else None
         return gradient @ weight if ctx.needs_input_grad[0] else None, None, of_bias, None
