@@ -22,7 +22,8 @@ def all_to_all_attention(q, k, v, comm, causal=True, balance="zigzag"):
     Communication: forward one all-to-all of q, k and v and one of the answer; backward the same of their gradients. A
     rank sends (N - 1)/N of what it has. And ten numbers from each rank to each.
 
-    Memory: q, k, v and the answer twice, cut along positions and along heads: 1/N of one process each.
+    Memory: with S bytes of q, as many of k and of v: 8S are kept for the backward pass, since all four are there twice,
+    cut along positions and along heads. At most 10S forward and 13S backward; S is 1/N of the whole.
 
     Source: Jacobs et al., DeepSpeed Ulysses (2023), §3; lesson 17.
     """

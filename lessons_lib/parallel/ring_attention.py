@@ -36,8 +36,9 @@ def ring_attention(q, k, v, comm, causal=True, balance="zigzag"):
     gradient, K (or twice that for half precision, which is added up in float32). A straight causal cut leaves out what
     nobody sees: the keys of rank r go on N - 1 - r times. And nine numbers from each rank to each.
 
-    Memory: for the backward pass q, k, v, the answer and a number per row are kept. While it runs, two ranks' keys and
-    the scores of one pair of chunks, B heads (T / 2N)² numbers for zigzag, and two copies of them.
+    Memory: with S bytes of q, as many of k and of v, and A bytes of the scores of one pair of chunks (for zigzag those
+    of B heads (T / 2N)² numbers): 4S are kept for the backward pass. With what goes in and comes out, at most
+    8S + max(2S, A + S/2) forward and 16S + max(2S, 2A + S/2) backward; S is 1/N of the whole, A at most 1/N².
 
     Source: Liu et al., Ring Attention with Blockwise Transformers (2023), §3; lesson 17.
     """
@@ -88,7 +89,7 @@ class _Ring:
                 both = merge(answer[..., rows, :], lse[..., rows, :], *attend(*pair, self._is_diagonal(query, key)))
                 answer[..., rows, :], lse[..., rows, :] = both
 
-        self._play(self._forward, {("keys", self._comm.rank): torch.stack([k, v])}, compute)
+        self._play(self._forward, k, v, compute)
         return answer.to(q.dtype), lse
 
     def backward(self, gradient, q, k, v, answer, lse):
@@ -113,14 +114,14 @@ class _Ring:
                 for whole, each in zip(held["part", source], parts[1:], strict=True):
                     whole[..., columns, :] += each.sum(2, keepdim=True)
 
-        held = self._play(self._backward, {("keys", self._comm.rank): torch.stack([k, v])}, compute)
+        held = self._play(self._backward, k, v, compute)
         of_k, of_v = held["gradient", self._comm.rank].to(k.dtype)
         return of_q.to(q.dtype), of_k, of_v
 
-    def _play(self, program, held, compute):
+    def _play(self, program, k, v, compute):
         """Do this rank's steps; what is held at the end. A kind of block leaves when the one before has been taken."""
         comm, leaving = self._comm, {}
-        like = next(iter(held.values()))
+        held = {("keys", comm.rank): torch.stack([k, v])}
         for step in program.steps[comm.rank]:
             kind = step.block[0]
             if step.op == "send":
@@ -130,8 +131,7 @@ class _Ring:
                 if kind == "gradient":
                     del held[step.block]
             elif step.op == "recv":
-                dtype = like.dtype if kind == "keys" else _exact(like)
-                held[step.block] = self._blank(step.block[1], like[0], dtype)
+                held[step.block] = self._blank(step.block[1], k, k.dtype if kind == "keys" else _exact(k))
                 comm.recv(held[step.block], step.peer)
             elif step.op == "drop":
                 del held[step.block]
