@@ -27,7 +27,6 @@ from lessons_lib.schedules import (
     ring,
     ring_all_gather,
     simulate,
-    simulate_program,
     star,
     tree_broadcast,
     zbv,
@@ -89,7 +88,7 @@ def graph_of_two_paths():
 def pipelines_of(num_micro_batches):
     costs_s = {"forward": 1e-3, "backward": 2e-3, "input": 1e-3, "weight": 1e-3}
     programs = (gpipe(2, num_micro_batches), zbv(2, num_micro_batches))
-    return {program.name: simulate_program(program, costs_s).trace for program in programs}
+    return {program.name: simulate(program, cost_s=costs_s).trace for program in programs}
 
 
 LOADED = [("loader", 1.0, 2.0), ("loader", 2.0, 3.0), ("device", 2.0, 2.5)]

@@ -10,7 +10,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B
 
 from ..launch import launch
 from ..parallel import PipelineParallel, emulate_device
-from ..schedules import Links, gpipe, interleaved, one_f_one_b, pipeline, simulate_program, zb_h1, zbv
+from ..schedules import Links, gpipe, interleaved, one_f_one_b, pipeline, simulate, zb_h1, zbv
 from .turns import Row, compared, shared_memory, slowest, take_turns
 
 WIDTH, ROWS = 64, 8  # of an activation: a micro-batch has 8 rows
@@ -59,7 +59,7 @@ def predicted_steps(repeats, set_ups=SET_UPS):
         program = make(4, num_micro_batches)
         share = 4 / program.num_stages
         costs = {op: share * COSTS_S[op] + costs_s[op] - COSTS_S[op] for op in COSTS_S}
-        predicted_s = simulate_program(program, costs, links=Links(latency_s=journey_s)).total_s
+        predicted_s = simulate(program, cost_s=costs, links=Links(latency_s=journey_s)).total_s
         ran = launch(step_times, program, share, repeats, world_size=4, links=LINKS)
         measured_s = statistics.median(max(times) for times in zip(*ran, strict=True))
         ratio = predicted_s / measured_s
@@ -70,13 +70,13 @@ def predicted_steps(repeats, set_ups=SET_UPS):
 
 
 def step_times(comm, program, share, repeats):
-    """On a rank: the seconds of each step, each stage of which takes `share` of `COSTS_S`; the first is a warm-up."""
+    """On a rank: the seconds of each step, in which each stage takes `share` of `COSTS_S`."""
     torch.set_num_threads(1)
-    emulate_device(comm, {op: share * seconds for op, seconds in COSTS_S.items()})
     net = PipelineParallel([_stage() for _ in range(program.num_stages)], comm, program)
     x = torch.randn(program.num_micro_batches * ROWS, WIDTH)
-    times = take_turns(comm, repeats + 1, partial(net.step, x, x, nn.functional.mse_loss))
-    return times[0][1:]
+    net.step(x, x, nn.functional.mse_loss)  # a warm-up
+    emulate_device(comm, {op: share * seconds for op, seconds in COSTS_S.items()})
+    return take_turns(comm, repeats, partial(net.step, x, x, nn.functional.mse_loss))[0]
 
 
 def measured_costs():
@@ -85,8 +85,8 @@ def measured_costs():
     halves = [(op, 0, m) for op in ("forward", "input", "weight") for m in range(8)]
     took_s = {}
     for order in (whole, halves):
-        trace = launch(step_times, pipeline([order]), 1.0, 2, world_size=1, trace=True).trace
-        spans = [span for span in trace.spans if span.kind == "compute"]
+        trace = launch(step_times, pipeline([order]), 1.0, 1, world_size=1, trace=True).trace
+        spans = [span for span in trace.spans if span.kind == "compute"][len(order) :]  # those after the warm-up
         for span, following in pairwise(spans):
             took_s.setdefault(span.label.split()[0], []).append(following.start_s - span.start_s)
     return {op: statistics.median(times) for op, times in took_s.items()}

@@ -23,15 +23,17 @@ _IDLE = "#EEEEEE"
 _DIGIT_INCHES = 0.085  # of a letter of 10 points
 
 
-def pipelines(traces, *, guess=None):
+def pipelines(traces, *, guess=None, until_s=0.0, num_ranks=0):
     """Draw traces of pipelines above each other on one axis of time, which the longest one fills; a `Picture`.
 
     Each box holds the number of its micro-batch, where there is room. Of a rank's stages, later ones are paler. Time
     starts at 0 with the first computing of each trace; titles say so when times are simulated or come from emulation.
 
     Args:
-        traces: {title: `Trace`}, such as `simulate_program(...).trace` and `launch(..., trace=True).trace`.
+        traces: {title: `Trace`}, such as `simulate(program, cost_s=...).trace` and `launch(..., trace=True).trace`.
         guess: {title: the total time in seconds that the learner guessed for this trace}.
+        until_s, num_ranks: the axes reach at least to this time, and have room for so many ranks, which a slider's
+            picture needs so that nothing moves.
 
     Raises:
         TypeError: `traces` is no dict of traces, or there is none.
@@ -40,20 +42,20 @@ def pipelines(traces, *, guess=None):
     if not isinstance(traces, Mapping) or not traces:
         raise TypeError(f"traces is a {type(traces).__name__}: a dict {{title: Trace}} that is not empty is needed")
     boxes = {title: _boxes(title, trace) for title, trace in traces.items()}
-    lanes = [len({rank for rank, *_ in each}) for each in boxes.values()]
+    lanes = [max(num_ranks, len({rank for rank, *_ in each})) for each in boxes.values()]
     inches = sum(0.34 * count + 0.62 for count in lanes) + 0.55
     fig, axes = figure(8.8, inches, rows=len(boxes), squeeze=False, sharex=True, height_ratios=lanes)
-    unit_s, unit = si(max(end for each in boxes.values() for *_, end in each), TIME_UNITS)
-    longest = max(end for each in boxes.values() for *_, end in each) / unit_s
-    for ax, (title, trace) in zip(axes[:, 0], traces.items(), strict=True):
-        _draw(ax, boxes[title], unit_s, longest)
+    longest_s = max(until_s, *(end for each in boxes.values() for *_, end in each))
+    unit_s, unit = si(longest_s, TIME_UNITS)
+    for ax, room, (title, trace) in zip(axes[:, 0], lanes, traces.items(), strict=True):
+        _draw(ax, boxes[title], room, unit_s, longest_s / unit_s)
         source = f" · {trace.source}" * (trace.source != "measured" and trace.source not in title)
         ax.set_title(title + source)
         draw_guess(ax, guess[title] / unit_s if guess and title in guess else None, "x", unit)
     there = {op for each in boxes.values() for _, op, *_ in each}
     samples = [(Patch(**_look(op, 0)), name) for op, name in _NAMES.items() if op in there]
     key(axes[0, 0], [*samples, (Patch(facecolor=_IDLE, edgecolor=GREY, linewidth=0.5), "idle")])
-    ends = [1.005 * longest, *(1.01 * line.get_xdata()[0] for ax in axes[:, 0] for line in ax.lines)]
+    ends = [1.005 * longest_s / unit_s, *(1.01 * line.get_xdata()[0] for ax in axes[:, 0] for line in ax.lines)]
     axes[-1, 0].set(xlabel=f"time ({unit})", xlim=(0, max(ends)))
     return picture(fig, f"pipelines on one axis of time: {'; '.join(traces)}"[:190])
 
@@ -73,7 +75,7 @@ def _boxes(title, trace):
     return [(*box, start - zero_s, end - zero_s) for *box, start, end in sorted(found)]
 
 
-def _draw(ax, boxes, unit_s, longest):
+def _draw(ax, boxes, num_lanes, unit_s, longest):
     ranks = sorted({rank for rank, *_ in boxes})
     stages = {rank: sorted({stage for r, _, stage, *_ in boxes if r == rank}) for rank in ranks}
     ax.barh(ranks, max(end for *_, end in boxes) / unit_s, height=0.84, color=_IDLE, zorder=0.5)
@@ -87,7 +89,8 @@ def _draw(ax, boxes, unit_s, longest):
             face = {"facecolor": look["facecolor"], "edgecolor": "none", "pad": 0.6}
             place = {"ha": "center", "va": "center", "fontsize": 10, "color": ink, "zorder": 3}
             ax.text(start + width / 2, rank, str(micro_batch), bbox=face, clip_on=True, **place)
-    ax.set(ylim=(max(ranks) + 0.5, min(ranks) - 0.5), yticks=ranks, yticklabels=[f"rank {rank}" for rank in ranks])
+    ax.set(ylim=(min(ranks) + num_lanes - 0.5, min(ranks) - 0.5))
+    ax.set_yticks(ranks, [f"rank {rank}" for rank in ranks])
     ax.tick_params(axis="y", length=0)
     ax.spines["left"].set_visible(False)
     ax.grid(False, axis="y")
