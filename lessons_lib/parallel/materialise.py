@@ -37,12 +37,13 @@ def materialise(unit, found, initialise, device):
             raise ValueError(
                 f"a {type(owner).__name__} on the meta device has parameters in two units: name other ones"
             )
-        if initialise is None and not hasattr(owner, "reset_parameters"):
+        own = getattr(owner, "reset_parameters", getattr(owner, "_reset_parameters", None))  # MultiheadAttention's
+        if initialise is None and own is None:
             raise ValueError(
                 f"a {type(owner).__name__} on the meta device has no reset_parameters(): initialise=fn is needed, "
                 "which is called with it"
             )
-        initialise(owner) if initialise is not None else owner.reset_parameters()
+        initialise(owner) if initialise is not None else own()
     return [(owner, name, owner._parameters[name]) for owner, name, _ in found[unit]]
 
 

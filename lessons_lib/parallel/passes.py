@@ -105,9 +105,9 @@ class Passes:
     def comes_back(self, unit):
         """A backward pass has come to an output of a unit."""
         if not self.is_in_backward():
-            # The engine holds the token, and drops it with a pass that fails.
+            # The engine holds the token, and drops it with a pass that fails: the module shows its pieces again then.
             token = _Token()
-            self._token = weakref.ref(token)
+            self._token = weakref.ref(token, lambda _, units=self.units: [unit.uninstall() for unit in units])
             torch.autograd.Variable._execution_engine.queue_callback(lambda token=token: self._end_backward())
         for other in self.units:
             if other.is_open and other is not unit and other.is_frozen():

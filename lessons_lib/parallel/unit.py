@@ -109,10 +109,14 @@ class Unit:
 
     def close(self):
         """Backward is through with this unit."""
+        self.uninstall()
+        self.drop()
+
+    def uninstall(self):
+        """Let the modules see their pieces again, if backward had taken them away."""
         if self.is_open:
             self.is_open = False
             self.install(None)
-        self.drop()
 
     def _note(self, what):
         trace = self.owner.comm.trace
