@@ -38,3 +38,19 @@ def test_untraced_and_unnamed_steps_are_left_alone_and_a_negative_cost_is_refuse
     launch(trained, {"load": 1.0}, world_size=2)
     with pytest.raises(RankFailed, match=r"cost_s\['forward'\]=-1: 0 or more seconds are needed"):
         launch(trained, {"forward": -1}, world_size=2)
+
+
+def on_a_group(comm):
+    group = comm.split(comm.rank % 2, name="pp")
+    for _ in range(2):
+        emulate_device(group, {"forward": 4e-3})
+    with group.compute("forward 0.0"):
+        pass
+
+
+def test_a_device_emulated_for_a_group_and_twice_is_one_and_figures_say_so():
+    trace = launch(on_a_group, world_size=4, links=Links(latency_s=1e-3), trace=True).trace
+    spans = [span for span in trace.spans if span.label == "forward 0.0"]
+    assert sorted(span.rank for span in spans) == [0, 1, 2, 3]
+    assert all(span.end_s - span.start_s >= 4e-3 for span in spans)
+    assert trace.source == "emulated links and devices"

@@ -11,7 +11,7 @@ def emulate_device(comm, cost_s):
     trace of it says "emulated devices". `Links` do the same for wires.
 
     Args:
-        comm: the `Communicator` whose `compute(label)` marks the steps.
+        comm: the `Communicator` whose `compute(label)` marks the steps: the one that the strategy has, perhaps a group.
         cost_s: {first word of the label: seconds}, such as {"forward": 1e-2, "backward": 2e-2}. A step that takes
             longer by itself is not shortened.
 
@@ -32,6 +32,7 @@ def emulate_device(comm, cost_s):
             time.sleep(max(0.0, left_s))
 
     comm.compute = paced
-    if comm.trace is not None:
-        links = "links and " * (comm.trace.source == "emulated links")
-        comm.trace.source = f"emulated {links}devices"
+    trace = comm.trace
+    while trace is not None:  # what a group does counts in the trace of the launch too
+        trace.source = f"emulated {'links and ' * ('links' in trace.source)}devices"
+        trace = getattr(trace, "_parent", None)
