@@ -32,7 +32,7 @@ def one_f_one_b_step(num_ranks, repeats, num_micro_batches=8):
     def fn(comm):
         torch.set_num_threads(1)
         inner = shared_memory(comm)
-        x = torch.randn(num_micro_batches * ROWS, WIDTH)
+        x = torch.ones(num_micro_batches * ROWS, WIDTH)
         net = PipelineParallel([_stage() for _ in range(num_ranks)], inner, one_f_one_b(num_ranks, num_micro_batches))
         module = _stage()
         stage = PipelineStage(module, comm.rank, num_ranks, torch.device("cpu"))
@@ -73,7 +73,7 @@ def step_times(comm, program, share, repeats):
     """On a rank: the seconds of each step, in which each stage takes `share` of `COSTS_S`."""
     torch.set_num_threads(1)
     net = PipelineParallel([_stage() for _ in range(program.num_stages)], comm, program)
-    x = torch.randn(program.num_micro_batches * ROWS, WIDTH)
+    x = torch.ones(program.num_micro_batches * ROWS, WIDTH)
     net.step(x, x, nn.functional.mse_loss)  # a warm-up
     emulate_device(comm, {op: share * seconds for op, seconds in COSTS_S.items()})
     return take_turns(comm, repeats, partial(net.step, x, x, nn.functional.mse_loss))[0]
