@@ -12,7 +12,7 @@ from torch.nn.parallel import DistributedDataParallel
 from ..launch import launch
 from ..losses import cross_entropy
 from ..models import GPT
-from ..parallel import DataParallel
+from ..parallel import DataParallel, FullySharded
 from .turns import compared, shared_memory, slowest, take_turns
 
 
@@ -28,6 +28,13 @@ class Size(NamedTuple):
 
 
 TEN_MILLION = Size(vocabulary=256, width=384, num_layers=6, num_heads=6, context=128, batch=8)
+DDP, FSDP2, ALONE = "DDP over gloo", "FSDP2 over gloo", "one process, two threads"
+GOALS = {  # (ours, the other): ratio
+    ("DataParallel", DDP): ">= 1",
+    ("DataParallel", ALONE): ">= 1",
+    ("FullySharded", FSDP2): ">= 2",
+    ("FullySharded", ALONE): ">= 1",
+}
 
 
 def tokens_a_second(size, repeats):
@@ -36,22 +43,22 @@ def tokens_a_second(size, repeats):
     def fn(comm):
         torch.set_num_threads(1)
         inner = shared_memory(comm)
-        sides = [
-            _trainer(size, 2, lambda model: DataParallel(model, inner)),
-            _trainer(size, 2, DistributedDataParallel),
-            _trainer(size, 2, _fully_shard),
-            partial(_alone, comm.rank, _trainer(size, 1)),
-        ]
-        return take_turns(comm, repeats, *sides)
+        sides = {
+            "DataParallel": _trainer(size, 2, lambda model: DataParallel(model, inner)),
+            "FullySharded": _trainer(size, 2, lambda model: FullySharded(model, inner)),
+            DDP: _trainer(size, 2, DistributedDataParallel),
+            FSDP2: _trainer(size, 2, _fully_shard),
+            ALONE: partial(_alone, comm.rank, _trainer(size, 1)),
+        }
+        return dict(zip(sides, take_turns(comm, repeats, *sides.values()), strict=True))
 
-    ours_s, *peers_s = slowest(launch(fn, world_size=2, transport="torch"))
-    num_tokens = size.batch * size.context
-    goals = {"DDP over gloo": ">= 1", "FSDP2 over gloo": ">= 1", "one process, two threads": ">= 1"}
-    rows = []
-    for (peer, goal), theirs_s in zip(goals.items(), peers_s, strict=True):
-        rates = [round(num_tokens / statistics.median(times)) for times in (ours_s, theirs_s)]
-        work = f"DataParallel of a GPT on 2 cores: {rates[0]} tokens a second against {rates[1]}"
-        rows.append(compared(work, peer, ours_s, theirs_s, goal))
+    results = launch(fn, world_size=2, transport="torch")
+    times_s = dict(zip(results[0], slowest([list(times.values()) for times in results]), strict=True))
+    num_tokens, rows = size.batch * size.context, []
+    for (ours, peer), goal in GOALS.items():
+        rates = [num_tokens / statistics.median(times_s[side]) for side in (ours, peer)]
+        work = f"{ours} of a GPT on 2 cores: {rates[0]:,.0f} tokens a second against {rates[1]:,.0f}"
+        rows.append(compared(work, peer, times_s[ours], times_s[peer], goal))
     return rows
 
 
