@@ -126,19 +126,27 @@ class Deliveries:
     def _all_to_all(self, output, input, row, column):
         """With `row[d]` elements for rank d, and `column[s]` from rank s."""
         name = Call("all_to_all", None, str(input.dtype).removeprefix("torch."), "uneven")
-        table = self._tell(name, row + column)
+        table = self.tell(f"{name} of sizes", row + column)
         self._background.alone(_compare, table)
         sizes = [number for numbers in table for number in numbers[: self.world_size]]
         self._deliver(name, all_to_all, output, input, sizes)
 
-    def _tell(self, call, numbers):
-        """Everybody's whole `numbers`, a list per rank. They are no payload: neither counted nor traced."""
+    def tell(self, call, numbers):
+        """Everybody's whole `numbers`, a list per rank. They are no payload: neither counted nor traced.
+
+        Args:
+            call: what the ranks do together, in words.
+            numbers: as many on every rank, each of 64 bits.
+
+        Raises:
+            CollectiveMismatch: other ranks do something else, or have another number of them.
+        """
         flat = torch.zeros(self.world_size * len(numbers), dtype=torch.int64)
         flat[self.rank * len(numbers) : (self.rank + 1) * len(numbers)] = torch.tensor(numbers)
         plan = self._plans.of(_schedule(direct_all_gather, self.world_size), flat.numel())
         trace, self.transport.trace = self.transport.trace, None
         try:
-            self._background.alone(run, f"{call} of sizes", plan, flat, self.transport, Ledger())
+            self._background.alone(run, call, plan, flat, self.transport, Ledger())
         finally:
             self.transport.trace = trace
         return flat.view(self.world_size, -1).tolist()

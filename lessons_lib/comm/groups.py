@@ -31,7 +31,7 @@ class Groups:
         self._background.settle()
         self.ledger.call("split")
         in_none, key = color is None, self.rank if key is None else int(key)
-        table = self._tell("split", [in_none, 0 if in_none else int(color), key])
+        table = self.tell("split of sizes", [in_none, 0 if in_none else int(color), key])
         mates = sorted((k, rank) for rank, (none, c, k) in enumerate(table) if not (none or in_none) and c == color)
         members = [rank for _, rank in mates]
         transport = self._background.alone(self.transport.make_group, members)

@@ -25,7 +25,7 @@ def lies_on(parameter, comm, copies=1):
     if copies > comm.world_size:
         raise ValueError(f"copies={copies}: at most {comm.world_size} are possible, the ranks of the group")
     notes = getattr(parameter, "_shares", {})
-    parameter._shares = {**notes, comm: (copies, comm.world_size)}
+    parameter._shares = _Notes({**notes, comm: (copies, comm.world_size)})
 
 
 def num_copies(parameter, world_size):
@@ -52,3 +52,10 @@ def is_cut_within(parameter, comm):
     """Whether some rank of `comm` holds other numbers of `parameter`, whatever group the parameter is split over."""
     notes = getattr(parameter, "_shares", {}).items()
     return any(copies < size and len({*group.ranks} & {*comm.ranks}) > copies for group, (copies, size) in notes)
+
+
+class _Notes(dict):
+    """They belong to their rank: a copy of the parameter, in a file or in another process, comes without them."""
+
+    def __reduce__(self):
+        return dict, ()
