@@ -12,12 +12,13 @@ from .local_sgd import LocalSGD
 from .parallelize import parallelize
 from .parameter_server import parameter_server
 from .parts import full_optimizer_state_dict, full_state_dict, load_full_optimizer_state_dict
-from .pipeline import PipelineParallel, split_layers
+from .pipeline import PipelineParallel
 from .plans import gpt_plan
 from .ring_attention import ring_attention
 from .sequence import join_sequence, sequence_positions, share_of_mean, split_sequence
 from .sharded_optimizer import ShardedOptimizer
 from .slow_device import emulate_device
+from .split import split_layers
 from .tensor import ColumnParallelLinear, RowParallelLinear
 from .vocabulary import VocabParallelEmbedding, parallel_cross_entropy
 

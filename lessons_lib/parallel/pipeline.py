@@ -1,18 +1,20 @@
 """Pipeline parallelism: every rank holds some stages of the model, and micro-batches pass through them (lesson 16)."""
 
 import zlib
-from itertools import pairwise
 
 import torch
 from torch import nn
 
-from ..errors import check_whole
 from ..schedules.pipeline import Pipeline
 from ..schedules.verify import verify
+from .aside import SetAside
+from .copies import lies_on
+from .meeting import Meeting
+from .one_step import OneStep
 from .replicas import share_start
 from .stage import Stage
 from .tied import TiedParameters
-from .wire import Wire
+from .wire import FAILED, Wire, check_output
 
 
 class PipelineParallel(nn.Module):
@@ -28,7 +30,7 @@ class PipelineParallel(nn.Module):
         schedule: a `Pipeline` program for these ranks and stages, such as `one_f_one_b(comm.world_size, 8)`.
 
     Attributes:
-        stages: the rank's own ones, {number as text: module}.
+        stages: the rank's own ones, {number as text: module}. What lies there is used: layers may be replaced.
         program: the schedule.
 
     Raises:
@@ -37,10 +39,18 @@ class PipelineParallel(nn.Module):
         CollectiveMismatch: the ranks' stages or programs differ.
 
     Communication: of each micro-batch one activation and one gradient for each pair of neighbouring stages on two
-    ranks; the loss, a number, from the last stage to all; one all-reduce of the tied parameters. With a new shape of
-    input one small message more for each pair of stages.
+    ranks; the loss, a number, from the last stage to all; one all-reduce of each tied parameter. With a new shape of
+    input one small message more for each pair of stages. Before and after a step the ranks agree, which counts as no
+    bytes.
 
-    Memory: the parameters of a rank's own stages, and at most `count(schedule).most_kept[rank]` stashes.
+    Memory: the parameters of a rank's own stages, and at most `count(schedule).most_kept[rank]` stashes. Where
+    gradients of earlier steps lie in `.grad`, those of a step lie beside them until it ends.
+
+    Differs from one process: what a layer does once for a batch it does once for each micro-batch. So batch norm takes
+    the statistics of micro-batches, dropout draws other numbers, and hooks on parameters see one micro-batch's gradient
+    after the other. A loss that is a mean over tokens counts each micro-batch alike, however many it has. The first
+    operation of a stage may not change its input in place: torch says so. Where parameters are clipped by their norm,
+    `clip_grad_norm_` of this package knows the norm over all stages, which torch's own does not.
 
     Source: Huang et al., GPipe (2019), §2; Narayanan et al. (2021); lesson 16.
     """
@@ -56,103 +66,104 @@ class PipelineParallel(nn.Module):
         own = [number for number, rank in enumerate(schedule.placement) if rank == comm.rank]
         self.stages = nn.ModuleDict({str(number): stages[number] for number in own})
         splits = any(step.op == "weight" for steps in schedule.steps for step in steps)
-        self._stages = {number: Stage(stages[number], number, splits) for number in own}
-        self._wire = Wire(comm)
+        self._stages = {number: Stage(number, number == len(stages) - 1, splits) for number in own}
+        self._wire, self._meeting = Wire(comm), Meeting(comm)
+        self._note_holders()
 
     def step(self, x, y, loss_fn):
         """Run the program once: forward and backward of a whole batch, cut into micro-batches along its rows.
 
+        Whatever raises on one rank raises on all of them, and leaves gradients as they were: the next step is right.
+
         Args:
-            x, y: the batch and its targets, of the same shapes on all ranks; the first stage reads x, the last one y.
-            loss_fn: (output, target) -> the mean loss of a micro-batch.
+            x, y: the batch and its targets, the same on all ranks; the first stage reads x, the last one y.
+            loss_fn: (output, target) -> the mean loss of a micro-batch, a tensor with one number.
 
         Returns:
             The mean loss of the batch, on every rank.
 
         Raises:
-            ValueError: x or y do not divide into equal micro-batches.
+            TypeError, ValueError: x or y do not divide into equal micro-batches, require a gradient, which would be
+                lost, or differ between ranks; a tied parameter is frozen on some ranks alone, or has other numbers
+                there; a stage does not give one tensor, or `loss_fn` not one number.
+            RuntimeError: gradients are switched off.
+            CollectiveMismatch: the ranks do not call it together, or with other shapes.
+            RankFailed: another rank has raised.
         """
+        modules = self._begin("step", {"x": x, "y": y})
+        if not torch.is_grad_enabled():
+            raise RuntimeError("PipelineParallel.step within torch.no_grad(): gradients are needed; use net(x) instead")
         num_parts = self.program.num_micro_batches
-        held = _cut(x, num_parts, "x")
-        targets = _cut(y, num_parts, "y")
+        held, targets = _cut(x, num_parts, "x"), _cut(y, num_parts, "y")
+        if len(y) % len(x):
+            raise ValueError(f"y has {len(y)} rows: a multiple of the {len(x)} of x is needed")
         self._wire.begin(x)
-        self._tied.set_aside()
-        losses, last = [], self.program.num_stages - 1
-        for step in self.program.steps[self.comm.rank]:
-            if step.op == "send":
-                self._wire.send(step.block, held.pop(step.block), step.peer)
-            elif step.op == "recv":
-                held[step.block] = self._wire.receive(step.block, step.peer)
-            else:
-                number, part = step.block
-                with self.comm.compute(step.label):
-                    loss = self._compute(step.op, number, part, held, targets, loss_fn if number == last else None)
-                losses += [] if loss is None else [loss]
-        self._wire.end()
-        self._tied.add_up()
-        return self._mean_loss(losses, x)
+        earlier = SetAside(self.stages.parameters())
+        run = OneStep(self.program, self.comm, self._wire, self._stages, modules)
+        try:
+            run.run(held, targets, loss_fn)
+            has_gradient = self._meeting.end(run.error, self._tied.has_gradient(modules))
+            self._tied.add_up(modules, has_gradient)
+        except BaseException:
+            earlier.restore()
+            self._forget()
+            raise
+        earlier.merge()
+        return self._mean_loss(run.losses, x)
 
-    def _compute(self, op, number, part, held, targets, loss_fn):
-        """Do one computing step; the loss of the micro-batch where it is the last stage's forward."""
-        stage = self._stages[number]
-        if op == "forward":
-            output = stage.forward(part, held.pop(("activation", number - 1, part)))
-            self._wire.learn(number, output)
-            if loss_fn is None:
-                held["activation", number, part] = output
-                return None
-            target = targets["activation", -1, part]
-            return stage.end(part, lambda output: loss_fn(output, target), self.program.num_micro_batches)
-        if op == "weight":
-            stage.weight(part)
-            return None
-        gradient = held.pop(("gradient", number, part)) if number < self.program.num_stages - 1 else None
-        of_input = stage.backward(part, gradient)
-        if op == "backward":
-            stage.weight(part)
-        if number > 0:
-            held["gradient", number - 1, part] = of_input
-        return None
+    def _begin(self, name, batch):
+        """Meet the other ranks; this rank's modules {number: module}."""
+        modules = {int(number): module for number, module in self.stages.items()}
+        self._note_holders()
+        self._tied.check(self._meeting.begin(name, batch, self._tied.state(modules)))
+        return modules
+
+    def _note_holders(self):
+        """Note how many ranks hold each parameter, for norms over all of them; also of those that have come later."""
+        for number, module in self.stages.items():
+            for name, parameter in module.named_parameters(remove_duplicate=False):
+                lies_on(parameter, self.comm, self._tied.num_holders(int(number), name))
+
+    def _forget(self):
+        """Let go of a step that has broken off."""
+        self._wire.forget()
+        for stage in self._stages.values():
+            stage.forget()
 
     def _mean_loss(self, losses, x):
         """The mean over micro-batches, which the last stage's rank tells all."""
         root = self.program.placement[-1]
-        mean = torch.stack(losses).mean() if self.comm.rank == root else torch.zeros((), device=x.device)
-        mean = mean.double()
+        mean = torch.zeros((), dtype=torch.float64, device=x.device)
+        if self.comm.rank == root:
+            mean = torch.stack([loss.double() for loss in losses]).mean()
         self.comm.broadcast(mean, src=root)
         return mean
 
     @torch.no_grad()
     def forward(self, x):
-        """What the whole model gives for `x`, on every rank and without a graph: for evaluation, not for training."""
-        placement = self.program.placement
+        """What the whole model gives for `x`, on every rank and without a graph: for evaluation, not for training.
+
+        All ranks call it together. Raises as `step` does.
+        """
+        modules = self._begin("forward", {"x": x})
+        placement, last, error = self.program.placement, self.program.num_stages - 1, None
         for number, (rank, before) in enumerate(zip(placement, (placement[0], *placement), strict=False)):
             if before != rank:
                 x = self._wire.hand_over(x, before, rank)
-            if rank == self.comm.rank:
-                x = self._stages[number].module(x)
-        return self._wire.tell(x, placement[-1])
+            if rank == self.comm.rank and x is not FAILED:
+                try:
+                    x = modules[number](x)
+                    check_output(x, number)
+                except Exception as caught:
+                    x, error = FAILED, caught
+        self._meeting.end(error)
+        return self._wire.tell(x, placement[last])
 
-
-def split_layers(layers, num_stages):
-    """Cut layers into stages of nearly equal numbers of layers, the longer ones last.
-
-    Args:
-        layers: a list of modules, such as `GPT(...).stages()`, or an `nn.Sequential`.
-        num_stages: how many stages.
-
-    Returns:
-        A list of `nn.Sequential`.
-
-    Raises:
-        ValueError: there are more stages than layers.
-    """
-    layers = list(layers)
-    check_whole("num_stages", num_stages, 1)
-    if num_stages > len(layers):
-        raise ValueError(f"num_stages={num_stages}: at most {len(layers)} are possible, the number of layers")
-    cuts = [number * len(layers) // num_stages for number in range(num_stages + 1)]
-    return [nn.Sequential(*layers[start:stop]) for start, stop in pairwise(cuts)]
+    def __reduce__(self):
+        raise TypeError(
+            "a PipelineParallel belongs to its own rank and cannot be copied or pickled: use net.stages, in "
+            "deepcopy(net.stages), torch.save(net.state_dict(), path) or AveragedModel(net.stages)"
+        )
 
 
 def _cut(batch, num_parts, name):
@@ -161,6 +172,8 @@ def _cut(batch, num_parts, name):
         raise TypeError(f"{name} is a {type(batch).__name__}: a tensor with the batch along its rows is needed")
     if len(batch) == 0 or len(batch) % num_parts:
         raise ValueError(f"{name} has {len(batch)} rows: a multiple of the {num_parts} micro-batches is needed")
+    if batch.requires_grad:
+        raise ValueError(f"{name} requires a gradient, which would be lost: {name}.detach() is needed")
     return {("activation", -1, part): rows for part, rows in enumerate(batch.chunk(num_parts))}
 
 
