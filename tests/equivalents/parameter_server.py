@@ -3,7 +3,7 @@
 why = "the default is only for the case that all workers have ended, and then nobody waits"
 equivalent = {
     "may_go_on": {
-        "slowest = min([clock for clock in clocks if clock is not None], default={0 → 1})": why,
-        "slowest = min([clock for clock in clocks if clock is not None], default={0 → -1})": why,
+        "…([clock for clock in clocks if clock is not None], default={0 → 1})": why,
+        "…([clock for clock in clocks if clock is not None], default={0 → -1})": why,
     },
 }
