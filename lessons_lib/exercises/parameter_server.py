@@ -171,8 +171,8 @@ def _ended_is_slow(clocks, waiting, max_staleness):
 
 
 def _behind_the_fastest(clocks, waiting, max_staleness):
-    """You let those go on that are near the fastest, which holds up the slow ones. It is the other way round: who is too
-    far ahead of the slowest waits."""
+    """You let those go on that are near the fastest, which holds up the slow ones. It is the other way round: who is
+    too far ahead of the slowest waits."""
     fastest = max([clock for clock in clocks if clock is not None], default=0)
     return [worker for worker in waiting if clocks[worker] >= fastest - max_staleness]
 
