@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lessons_lib import bench
-from lessons_lib.bench import messages, pipelines, tokens, training
+from lessons_lib.bench import context, messages, pipelines, tokens, training
 from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
@@ -15,6 +15,7 @@ from lessons_lib.devices import machine_line
     [
         lambda: messages.all_reduce(2, 64 * KB, 3),
         lambda: messages.ring_over_gloo(2, MB, 3),
+        lambda: context.all_to_all(2, 64 * KB, 3),
         lambda: training.shared_memory_step(training.MODELS[0], 2, 3),
         lambda: training.shared_memory_step(training.MODELS[0], 2, 3, num_busy=2),
         lambda: training.gloo_step(training.MODELS[0], 2, 3),

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import messages, pipelines, tokens, training
+from . import context, messages, pipelines, tokens, training
 from .turns import KB, MB, Row, compared
 
 __all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "tokens", "training"]
@@ -49,6 +49,8 @@ def measurements(quick):
             yield partial(messages.all_reduce, world_size, size_bytes, max(8, 40 // few))
         for size_bytes in (4 * MB, 16 * MB):
             yield partial(messages.ring_over_gloo, world_size, size_bytes, 40 // few)
+        for size_bytes in (64 * KB, MB, 16 * MB):
+            yield partial(context.all_to_all, world_size, size_bytes, max(8, 40 // few))
         for work in training.MODELS[: 2 if world_size == 4 else 3]:
             yield partial(training.shared_memory_step, work, world_size, work.repeats // few)
         yield partial(training.shared_memory_step, training.MODELS[0], world_size, 40 // few, num_busy=2)
