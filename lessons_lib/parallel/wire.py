@@ -31,6 +31,7 @@ class Wire:
 
     def send(self, block, tensor, dst):
         """Begin to send; the tensor is kept until it has been taken."""
+        self._sending = [message for message in self._sending if not message.is_completed()]
         kind, stage, _ = block
         known = self._key, stage
         if kind == "activation" and known not in self._announced:
