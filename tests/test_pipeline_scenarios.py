@@ -758,6 +758,14 @@ class Doubled(nn.Module):
 
 
 @right
+def stages_that_are_compiled(comm):
+    pair = Pair(comm)
+    for module in pair.net.stages.values():
+        module.compile(backend="eager")
+    pair.train(2)
+
+
+@right
 def a_layer_frozen_midway_and_thawed(comm):
     pair = Pair(comm, optimiser=decaying)
     for trains in (True, False, True):

@@ -68,13 +68,13 @@ def _is_watched():
     """Whether somebody else looks at what autograd keeps, or at what this layer computes."""
     # Torch has no public way to ask for hooks on saved tensors, and for transforms under way.
     return (
-        not torch.is_grad_enabled()
+        torch.compiler.is_compiling()  # first: a compiler cannot follow the others
+        or not torch.is_grad_enabled()
         or torch.is_autocast_enabled("cpu")
         or torch.is_autocast_enabled(_accelerator())
         or torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
         or torch._C._functorch.peek_interpreter_stack() is not None
         or torch.autograd.forward_ad._current_level >= 0
-        or torch.compiler.is_compiling()
     )
 
 

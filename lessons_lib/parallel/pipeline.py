@@ -48,9 +48,17 @@ class PipelineParallel(nn.Module):
 
     Differs from one process: what a layer does once for a batch it does once for each micro-batch. So batch norm takes
     the statistics of micro-batches, dropout draws other numbers, and hooks on parameters see one micro-batch's gradient
-    after the other. A loss that is a mean over tokens counts each micro-batch alike, however many it has. The first
-    operation of a stage may not change its input in place: torch says so. Where parameters are clipped by their norm,
-    `clip_grad_norm_` of this package knows the norm over all stages, which torch's own does not.
+    after the other. A loss that is a mean over tokens counts each micro-batch alike. The first operation of a stage may
+    not change its input in place: torch says so. Clip by `clip_grad_norm_` of this package: torch's own knows the norm
+    of one rank's stages.
+
+    On one axis of a mesh: with `mesh["pp"]` as `comm`, and the same start on all ranks, `average_gradients(
+    net.parameters(), mesh, "dp")` after a step makes copies of the pipeline along "dp" equal to one process with the
+    whole batch. Stages wrapped in `DataParallel(stage, mesh["dp"])` or `FullySharded`, with no tied parameters, need no
+    average.
+
+    State: `split_layers` leaves each layer its number, so that the ranks' `net.stages[...].state_dict()` together are
+    that of the unsplit `nn.Sequential(*layers)`, and load on any other number of ranks.
 
     Source: Huang et al., GPipe (2019), §2; Narayanan et al. (2021); lesson 16.
     """
