@@ -12,6 +12,7 @@ from .copies import lies_on
 from .meeting import Meeting
 from .one_step import OneStep
 from .replicas import share_start
+from .split import split_batch
 from .stage import Stage
 from .tied import TiedParameters
 from .wire import FAILED, Wire, check_output
@@ -102,9 +103,7 @@ class PipelineParallel(nn.Module):
         if not torch.is_grad_enabled():
             raise RuntimeError("PipelineParallel.step within torch.no_grad(): gradients are needed; use net(x) instead")
         num_parts = self.program.num_micro_batches
-        held, targets = _cut(x, num_parts, "x"), _cut(y, num_parts, "y")
-        if len(y) % len(x):
-            raise ValueError(f"y has {len(y)} rows: a multiple of the {len(x)} of x is needed")
+        held, targets = split_batch(x, y, num_parts)
         self._wire.begin(x)
         earlier = SetAside(self.stages.parameters())
         run = OneStep(self.program, self.comm, self._wire, self._stages, modules)
@@ -172,17 +171,6 @@ class PipelineParallel(nn.Module):
             "a PipelineParallel belongs to its own rank and cannot be copied or pickled: use net.stages, in "
             "deepcopy(net.stages), torch.save(net.state_dict(), path) or AveragedModel(net.stages)"
         )
-
-
-def _cut(batch, num_parts, name):
-    """{("activation", -1, part): rows of the batch}."""
-    if not isinstance(batch, torch.Tensor) or batch.dim() == 0:
-        raise TypeError(f"{name} is a {type(batch).__name__}: a tensor with the batch along its rows is needed")
-    if len(batch) == 0 or len(batch) % num_parts:
-        raise ValueError(f"{name} has {len(batch)} rows: a multiple of the {num_parts} micro-batches is needed")
-    if batch.requires_grad:
-        raise ValueError(f"{name} requires a gradient, which would be lost: {name}.detach() is needed")
-    return {("activation", -1, part): rows for part, rows in enumerate(batch.chunk(num_parts))}
 
 
 def _checked_stages(stages):
