@@ -12,17 +12,20 @@ class Again:
 
     Args:
         x: this rank's part of it, which is kept.
-        whole: the gathered tensor, which is not.
+        whole: the gathered tensor, which is not: what `gather(x, comm, dim, keep=True)` gives.
         comm, dim: over which ranks, and along which dimension.
     """
 
     def __init__(self, x, whole, comm, dim):
-        self._part, self._comm, self._dim, self._size = x.detach(), comm, dim, whole.shape[dim]
-        self._memory, self._num_kept, self._num_left, self._whole = whole.data_ptr(), 0, 0, None
+        # The node of `whole` keeps x as autograd keeps all else; without a gradient for x there is no node.
+        self._node, self._part = whole.grad_fn, None if whole.grad_fn else x.detach()
+        self._comm, self._dim, self._size = comm, dim, whole.shape[dim]
+        self._memory, self._numel = whole.data_ptr(), whole.numel()
+        self._num_kept, self._num_left, self._whole = 0, 0, None
 
     def pack(self, tensor):
         """What autograd keeps of a tensor that it saves."""
-        if tensor.data_ptr() != self._memory or tensor.numel() != self._part.numel() * self._comm.world_size:
+        if tensor.data_ptr() != self._memory or tensor.numel() != self._numel:
             return tensor
         self._num_kept += 1
         return self, tensor.shape
@@ -30,7 +33,8 @@ class Again:
     def get(self):
         """The whole tensor, gathered when the first of those who have kept it asks, and dropped with the last."""
         if self._num_left == 0:
-            self._whole = all_gathered(self._part, self._comm, self._dim, self._size)
+            part = self._part if self._node is None else self._node.saved_tensors[0]
+            self._whole = all_gathered(part, self._comm, self._dim, self._size)
             self._num_left = self._num_kept
         self._num_left -= 1
         whole = self._whole

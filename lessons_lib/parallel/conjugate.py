@@ -35,12 +35,15 @@ def add_up(x, comm):
     return _AddUp.apply(x, comm)
 
 
-def gather(x, comm, dim):
+def gather(x, comm, dim, keep=False):
     """Join the parts of `x`, which lie along `dim` and are equally long, for a region where each computes its part.
+
+    Args:
+        keep: keep `x` in the graph, as the one thing that the node of the result saves.
 
     Communication: forward: one all-gather of the whole; backward: one reduce-scatter of it.
     """
-    return _Gather.apply(x, comm, dim)
+    return _Gather.apply(x, comm, dim, keep)
 
 
 def reduce_scatter(x, comm, dim):
@@ -101,7 +104,7 @@ class _Enter(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, comm):
         ctx.comm = comm
-        return x.view_as(x)
+        return x.detach()  # no view of x, which may hold it for others that enter
 
     @staticmethod
     def backward(ctx, gradient):
@@ -123,13 +126,15 @@ class _AddUp(torch.autograd.Function):
 
 class _Gather(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, comm, dim):
+    def forward(ctx, x, comm, dim, keep):
         ctx.options = comm, dim
+        if keep:
+            ctx.save_for_backward(x.detach())  # another object: x itself may know the whole
         return all_gathered(x, comm, dim, x.shape[dim] * comm.world_size)
 
     @staticmethod
     def backward(ctx, gradient):
-        return reduce_scatter(gradient, *ctx.options), None, None
+        return reduce_scatter(gradient, *ctx.options), None, None, None
 
 
 class _ReduceScatter(torch.autograd.Function):

@@ -144,7 +144,7 @@ def _entered(x, comm, positions, gather_again):
         if positions is None:
             x._entered = key, enter(x, comm), None
         else:
-            whole = gather(x, comm, positions)
+            whole = gather(x, comm, positions, keep=gather_again)
             x._entered = key, whole, Again(x, whole, comm, positions) if gather_again else None
     return x._entered[1:]
 
@@ -154,7 +154,7 @@ def gather_input(module, args, comm, positions, gather_again):
     x, *others = args
     if hasattr(x, "_again"):
         return args
-    whole = gather(x, comm, positions)
+    whole = gather(x, comm, positions, keep=gather_again)
     whole._again = Again(x, whole, comm, positions) if gather_again else None
     return whole, *others
 
