@@ -1,5 +1,6 @@
 """Tensor and sequence parallelism: equal to one process at every step, whatever is split, dropped or tied."""
 
+import gc
 import math
 from copy import deepcopy
 
@@ -352,6 +353,27 @@ def test_memory_is_what_the_docstrings_say(world_size):
             assert parameters == pytest.approx(cut / world_size + whole, rel=0.01)
             assert kept == pytest.approx(numbers * stream, rel=0.1), split
         assert sum(parameters for parameters, _ in ranks) == cut + world_size * whole
+
+
+def left_behind(comm):
+    """Tensors alive after passes of each kind, while nobody collects garbage."""
+    gc.disable()
+    numbers = []
+    for split in (PLAIN, SEQUENCE, AGAIN):
+        net, (x, y) = gpt(0), batches(1)[0]
+        parallelize(net, comm, gpt_plan(net), **split)
+        for needs_backward in (True, False, True, False):
+            loss = loss_of(net(x), y, comm)
+            if needs_backward:
+                loss.backward()
+            del loss
+            numbers.append(sum(type(each) in (torch.Tensor, nn.Parameter) for each in gc.get_objects()))
+    return numbers
+
+
+def test_nothing_is_left_of_a_pass():
+    numbers = launch(left_behind, world_size=2)[0]
+    assert all(len(set(numbers[first : first + 4])) == 1 for first in (0, 4, 8)), numbers
 
 
 # --- with other strategies -------------------------------------------------------------------------------------------
