@@ -25,7 +25,7 @@ from lessons_lib.parallel import (
     share_of_mean,
     split_sequence,
 )
-from lessons_lib.schedules import count_program, ring_of_keys
+from lessons_lib.schedules import count, ring_of_keys
 
 ATTENTIONS = [ring_attention, all_to_all_attention]
 BALANCES = ["zigzag", "straight"]
@@ -218,7 +218,7 @@ def test_bytes_are_those_of_the_docstring(transport):
             assert forward == backward == (2 * q + keys) * 2 / 3
     straight = launch(moved, ring_attention, True, "straight", world_size=3, transport=transport)
     counts = [
-        count_program(ring_of_keys(3, True, "straight", late), straight[0][3]).bytes_sent for late in (False, True)
+        count(ring_of_keys(3, True, "straight", late), block_bytes=straight[0][3]).bytes_sent for late in (False, True)
     ]
     assert [each[0] for each in straight] == counts[0] and [each[1] for each in straight] == counts[1]
 

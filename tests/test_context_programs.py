@@ -10,11 +10,11 @@ from lessons_lib.errors import InvalidProgram
 from lessons_lib.schedules import (
     Links,
     chunk_owners,
-    count_program,
+    count,
     exchange_of_heads,
     expert_routing,
     ring_of_keys,
-    simulate_program,
+    simulate,
     verify,
 )
 
@@ -45,14 +45,14 @@ def test_programs_verify_for_any_number_of_ranks(num_ranks):
 
 @pytest.mark.parametrize("n", [1, 2, 3, 5, 8])
 def test_work_and_messages_are_those_of_the_docstrings(n):
-    zigzag, straight = (count_program(ring_of_keys(n, balance=balance)) for balance in ("zigzag", "straight"))
+    zigzag, straight = (count(ring_of_keys(n, balance=balance)) for balance in ("zigzag", "straight"))
     assert [counts["attend"] for counts in zigzag.computed] == [2 * n + 1] * n
     assert [counts["attend"] for counts in straight.computed] == list(range(1, n + 1))
     assert zigzag.messages_sent == [n - 1] * n and zigzag.most_kept == [1] * n
     assert sum(straight.messages_sent) == n * (n - 1) / 2
-    backward = count_program(ring_of_keys(n, backward=True), lambda block: 1000 if block[0] == "keys" else 1)
+    backward = count(ring_of_keys(n, backward=True), block_bytes=lambda block: 1000 if block[0] == "keys" else 1)
     assert backward.bytes_sent == backward.bytes_received == [1001 * (n - 1)] * n
-    assert count_program(exchange_of_heads(n)).messages_sent == [2 * (n - 1)] * n
+    assert count(exchange_of_heads(n)).messages_sent == [2 * (n - 1)] * n
 
 
 @pytest.mark.parametrize("n", [2, 4, 8])
@@ -62,7 +62,7 @@ def test_a_straight_cut_takes_nearly_twice_as_long_as_zigzag(n):
     def seconds(balance):
         side = 1 if balance == "straight" else 0.5
         program = ring_of_keys(n, balance=balance)
-        return simulate_program(program, lambda _, step: _area(step, side), 1, Links(latency_s=0.0)).total_s
+        return simulate(program, cost_s=lambda _, step: _area(step, side), block_bytes=1, links=Links()).total_s
 
     assert seconds("zigzag") == pytest.approx(n / 2)
     assert seconds("straight") == pytest.approx(n - 0.5)
@@ -77,12 +77,12 @@ def _area(step, side):
 def test_routing_moves_what_lies_elsewhere_and_a_hot_expert_holds_up_its_rank():
     program = expert_routing(CHOSEN, 5)  # expert 0 on rank 0, 1 and 2 on rank 1, 3 and 4 on rank 2
     assert program.placement == (0, 1, 1, 2, 2)
-    counts = count_program(program, lambda block: len(CHOSEN[block[1]]))
+    counts = count(program, block_bytes=lambda block: len(CHOSEN[block[1]]))
     assert counts.messages_sent == [3 + 1, 2, 2 + 2]
     assert [computed.get("do", 0) for computed in counts.computed] == [2, 2, 4]
     tokens = [sum(expert in chosen for rank in CHOSEN for chosen in rank) for expert in range(5)]
     assert tokens == [3, 1, 2, 5, 3]
-    times_s = simulate_program(program, lambda _, step: len(program.work[step.block[0]][step.block[1]])).trace.spans
+    times_s = simulate(program, cost_s=lambda _, step: len(program.work[step.block[0]][step.block[1]])).trace.spans
     busy_s = [sum(s.end_s - s.start_s for s in times_s if s.rank == rank and s.kind == "compute") for rank in range(3)]
     assert busy_s == [3, 3, 8]
 

@@ -20,7 +20,7 @@ from lessons_lib.parallel import (
     share_of_mean,
     split_sequence,
 )
-from lessons_lib.schedules import chunk_bounds, count_program, expert_routing
+from lessons_lib.schedules import chunk_bounds, count, expert_routing
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 OPTIMISERS = {
@@ -67,7 +67,7 @@ def one_layer(comm, num_experts, top_k, sizes, is_hot):
     expected = torch.stack([torch.bincount(each.flatten(), minlength=num_experts) for each in chosen])
     assert torch.equal(mine.counts, expected)
     program = expert_routing([each.tolist() for each in chosen], num_experts)
-    rows = count_program(program, lambda block: 64 * len(program.work[block[1]][block[2]])).bytes_sent[comm.rank]
+    rows = count(program, block_bytes=lambda block: 64 * len(program.work[block[1]][block[2]])).bytes_sent[comm.rank]
     assert sent[1] - sent[0] == rows + 8 * (num_experts + 3) * (comm.world_size - 1)
     assert sent[2] - sent[1] == rows
     return [*mine.experts]

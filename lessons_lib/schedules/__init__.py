@@ -33,7 +33,6 @@ from .exchanges import Exchange, exchange_of_heads, expert_routing
 from .halving_doubling import halving_doubling
 from .hierarchical import hierarchical
 from .links import Links
-from .old_names import count_program, simulate_program
 from .orders import pipeline
 from .pipeline import Pipeline
 from .pipelines import gpipe, interleaved, one_f_one_b
@@ -67,7 +66,6 @@ __all__ = [
     "chunk_bounds",
     "chunk_owners",
     "count",
-    "count_program",
     "direct",
     "direct_all_gather",
     "direct_reduce_scatter",
@@ -88,7 +86,6 @@ __all__ = [
     "ring_reduce_scatter",
     "scatter",
     "simulate",
-    "simulate_program",
     "star",
     "star_broadcast",
     "tree",
