@@ -1,4 +1,4 @@
-"""Algorithms for many processes as data, and their readers (lessons 10 and 11). No process, no tensor, no torch.
+"""Algorithms for many processes as data, and their readers (lessons 10, 11, 16, 17). No process, no tensor, no torch.
 
 One word for one thing, in all of the project:
 
@@ -16,8 +16,17 @@ One word for one thing, in all of the project:
 - pass: one backward pass.
 - slices: (start, stop) pairs. location: where a tensor lies in a buffer. index: where a number stands on the board.
 
-A program is a training step as data: for each rank a list of steps, which compute, send or receive blocks. Pipelines
-are programs.
+A program is a training step, or a piece of one, as data: for each rank a list of steps. Its words, and those of the
+strategies that run it:
+
+- step, of a program: one thing that one rank does: it computes, sends or receives.
+- block: what a step is done to: a tuple whose meaning the kind of program gives, such as (stage, micro_batch).
+- kind: a subclass of `Program`, such as `Pipeline`. It says what each op needs and makes, and what was promised.
+- stage: one of the pieces into which a pipeline cuts a model. micro-batch: one of those into which it cuts a batch.
+- stash: what a forward pass keeps for its backward pass.
+- placement: for each stage, group of heads or expert the rank that it lies on. owners: likewise for each chunk of a
+  sequence.
+- unit: a module whose parameters are gathered and let go together. piece: what a rank keeps of a parameter of a unit.
 
 Both are read by `verify` (is it right?), `count` (what does it move?) and `simulate` (how long would it take?); a
 schedule also by `make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how
