@@ -28,7 +28,7 @@ strategies that run it:
   sequence.
 - unit: a module whose parameters are gathered and let go together. piece: what a rank keeps of a parameter of a unit.
 
-Both are read by `verify` (is it right?), `count` (what does it move?) and `simulate` (how long would it take?); a
+Schedules and programs are read by `verify` (is it right?), `count` (what does it move?) and `simulate` (how long?); a
 schedule also by `make_plan` (what does one rank do?), `replay` (what does each rank hold?) and `show.schedule` (how
 does it look?).
 """
