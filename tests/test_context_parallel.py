@@ -350,6 +350,11 @@ def attended(comm, shape=(1, 4, 4, 3), keys=None, attention=ring_attention, dtyp
         (CollectiveMismatch, "ring_attention with batch 2", lambda comm: attended(comm, (1 + comm.rank, 4, 4, 3))),
         (CollectiveMismatch, "with causal 1", lambda comm: attended(comm, causal=bool(comm.rank))),
         (ValueError, "tokens has 18 positions", lambda comm: context_parallel(gpt(0), comm)(torch.zeros(1, 9).long())),
+        (
+            ValueError,
+            "tokens were cut with balance='straight', the model with 'zigzag'",
+            lambda comm: context_parallel(gpt(0), comm)(split_sequence(torch.zeros(1, 8).long(), comm, "straight")),
+        ),
         (ValueError, "without an Attention", lambda comm: context_parallel(torch.nn.Linear(2, 2), comm)),
         (TypeError, "comm is a str", lambda comm: context_parallel(gpt(0), "cp")),
         (ValueError, "x has a graph", lambda comm: join_sequence(torch.ones(1, 2, requires_grad=True), comm)),

@@ -76,6 +76,10 @@ class _Positions:
         tokens, positions = _arguments(*args, **kwargs)
         if positions is not None:
             return None
+        if (cut_as := getattr(tokens, "cut_as", self._balance)) != self._balance:
+            raise ValueError(
+                f"tokens were cut with balance={cut_as!r}, the model with {self._balance!r}: one is needed"
+            )
         lengths = [numbers[0] for numbers in tell(self._comm, [tokens.shape[1]])]
         check_lengths("tokens", lengths, self._balance)
         if sum(lengths) > (most := embed.positions.num_embeddings):
