@@ -59,9 +59,9 @@ def share_of_mean(loss, count, comm):
     """The loss to take the gradient of on this rank, so that the plain mean over ranks is right for unequal counts.
 
     With the mean ℓ_k over the n_k tokens of rank k, the mean over all is Σ n_k ℓ_k / Σ n_k, and rank k gets its term
-    N n_k ℓ_k / Σ n_k. `DataParallel` does that by itself: with it, this is for `weight_by_batch=False` alone. Where keys
-    or tokens of other ranks pass through a rank, no weighting of its gradients after the backward pass comes to the
-    same.
+    N n_k ℓ_k / Σ n_k. `DataParallel` does that by itself: with it, this is for `weight_by_batch=False` alone. Where
+    keys or tokens of other ranks pass through a rank, no weighting of its gradients after the backward pass comes to
+    the same.
 
     Args:
         loss: ℓ_k, a number with a graph; with n_k = 0 it does not count, even if it is nan.
