@@ -2,7 +2,6 @@
 
 import torch
 
-from ..trace import now_s
 from .count import tensors_in
 from .gathered import Gathered
 from .hooks import Hook, remove
@@ -22,7 +21,7 @@ class Unit:
     def __init__(self, module, name, places, flats, owner):
         self.module, self.name, self.flats, self.owner = module, name, flats, owner
         self._places = places
-        self._installed, self._calls, self.is_open, self._missing, self._began_s = None, [], False, 0, 0.0
+        self._installed, self._calls, self.is_open, self._missing, self._span = None, [], False, 0, None
         self._handles = [
             module.register_forward_pre_hook(Hook(self, Unit._before), with_kwargs=True),
             module.register_forward_hook(Hook(self, Unit._after), with_kwargs=True, always_call=True),
@@ -71,10 +70,10 @@ class Unit:
         counts, is_synced = self.owner.enters(self, args, kwargs)
         self.install(self.whole(counts, is_synced))
         self.owner.goes_on(self, 1)
-        self._began_s = now_s()
+        self._begin_span("forward")
 
     def _after(self, module, args, kwargs, output):
-        self._note("forward")
+        self._end_span()
         self.install(self._calls.pop())
         if torch.is_grad_enabled():
             hook = Hook(self, Unit._before_backward)
@@ -92,7 +91,7 @@ class Unit:
             with torch.enable_grad():  # what is recomputed now needs a way back to the pieces, too
                 self.install(self.whole(*self.owner.last_counts))
             self.owner.goes_on(self, -1)
-            self._began_s = now_s()
+            self._begin_span("backward")
 
     def is_frozen(self):
         """Whether no parameter needs a gradient, so that none will tell that backward is through."""
@@ -102,7 +101,6 @@ class Unit:
         """The gradients of the pieces of a flat, given those of its whole parameters: backward is through with it."""
         self._missing -= 1
         if self._missing <= 0:
-            self._note("backward")
             self.close()
         flat.drop()
         return self.owner.reduce(flat, gradients, counts, is_synced)
@@ -114,11 +112,19 @@ class Unit:
 
     def uninstall(self):
         """Let the modules see their pieces again, if backward had taken them away."""
+        self._end_span()
         if self.is_open:
             self.is_open = False
             self.install(None)
 
-    def _note(self, what):
-        trace = self.owner.comm.trace
-        if trace is not None and self.name:
-            trace.add(self.owner.comm.rank, "compute", self._began_s, label=f"{what} {self.name}")
+    def _begin_span(self, what):
+        """From now on this unit computes, for traces."""
+        self._end_span()
+        if self.name:
+            self._span = self.owner.comm.compute(f"{what} {self.name}")
+            self._span.__enter__()
+
+    def _end_span(self):
+        if self._span is not None:
+            span, self._span = self._span, None
+            span.__exit__(None, None, None)
