@@ -156,7 +156,7 @@ def costs(comm):
     before = comm.ledger.bytes_sent, comm.ledger.messages_sent
     optimizer.step()
     sent = comm.ledger.bytes_sent - before[0], comm.ledger.messages_sent - before[1]
-    state = [t for s in optimizer._inner.state.values() for t in s.values() if t.dim()]
+    state = [t for s in optimizer.inner.state.values() for t in s.values() if t.dim()]
     weights = {p.untyped_storage().data_ptr(): p.untyped_storage().nbytes() for p in model.parameters()}
     there = [*model.parameters(), *[p.grad for p in model.parameters()], *state]
     with Meter(*there) as meter:

@@ -29,6 +29,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
         comm: `Communicator`.
         **options: of `optimizer_class`.
 
+    Attributes:
+        inner: the `optimizer_class` that steps this rank's pieces, and holds their state.
+
     Raises:
         TypeError: an argument of another type.
         ValueError: an option is refused by `optimizer_class`, or its step mixes numbers of a tensor, as that of Muon,
@@ -54,9 +57,9 @@ class ShardedOptimizer(torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer_class={optimizer_class!r}: a class of optimiser is needed, such as torch.optim.Adam"
             )
-        self.comm, self._class, self._options, self._inner, self._flats = comm, optimizer_class, options, None, []
+        self.comm, self._class, self._options, self.inner, self._flats = comm, optimizer_class, options, None, []
         super().__init__(params, optimizer_class([torch.zeros(1, 1)], **options).defaults)
-        self._inner = optimizer_class(self._groups_of_pieces(), **options)
+        self.inner = optimizer_class(self._groups_of_pieces(), **options)
 
     def add_param_group(self, param_group):
         """Step more parameters. All ranks call it together."""
@@ -73,8 +76,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
         # Frozen parameters have a flat tensor of their own, which does not travel while they have no gradient.
         flats = [Flat([p for p in group["params"] if (p.dtype, p.requires_grad) == kind], self.comm) for kind in kinds]
         self._flats.append(flats)
-        if self._inner is not None:
-            self._inner.add_param_group(self._groups_of_pieces()[-1])
+        if self.inner is not None:
+            self.inner.add_param_group(self._groups_of_pieces()[-1])
 
     def _groups_of_pieces(self):
         """The parameter groups of the optimiser that steps this rank's pieces."""
@@ -100,13 +103,13 @@ class ShardedOptimizer(torch.optim.Optimizer):
         flats = [flat for flat in self._all_flats() if flat.take_gradients()]
         gradients = _checksum([p.grad for flat in self._all_flats() for p in flat.parameters])
         self.comm.transport.agree(f"step of a ShardedOptimizer with gradients {gradients}, which must be equal")
-        for outer, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             inner.update(_options_of(outer))
         try:
-            self._inner.step()
+            self.inner.step()
         finally:
-            self._inner.zero_grad()
-        for outer, inner in zip(self.param_groups, self._inner.param_groups, strict=True):
+            self.inner.zero_grad()
+        for outer, inner in zip(self.param_groups, self.inner.param_groups, strict=True):
             outer.update(_options_of(inner))
         for flat in flats:
             flat.gather()
@@ -117,7 +120,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def state_dict(self):
         """What the unsharded optimiser would save, on every rank. All ranks call it together."""
         for flat in self._all_flats():
-            states = gather_states(flat.layout, flat.pieces, self._inner.state, self.comm)
+            states = gather_states(flat.layout, flat.pieces, self.inner.state, self.comm)
             self.state.update({p: state for p, state in zip(flat.parameters, states, strict=True) if state})
         try:
             return super().state_dict()
@@ -127,12 +130,12 @@ class ShardedOptimizer(torch.optim.Optimizer):
     def load_state_dict(self, state_dict):
         """Keep this rank's share of a state that the unsharded optimiser or any number of ranks has saved."""
         super().load_state_dict(state_dict)
-        self._inner.state.clear()
+        self.inner.state.clear()
         for flat in self._all_flats():
             parts = flat.layout.parts(self.comm.rank)
             for parameter, piece, part in zip(flat.parameters, flat.pieces, parts, strict=True):
                 if piece is not None and parameter in self.state:
-                    self._inner.state[piece] = cut_state(self.state[parameter], parameter.shape, part)
+                    self.inner.state[piece] = cut_state(self.state[parameter], parameter.shape, part)
         self.state.clear()
 
     def __reduce__(self):
