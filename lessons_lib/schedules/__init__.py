@@ -51,6 +51,7 @@ from .read_table import read_table
 from .replay import replay
 from .ring import ring, ring_all_gather, ring_reduce_scatter
 from .schedule import Message, Schedule, chunk_bounds
+from .sharded import ShardedStep, sharded_step
 from .simulate import simulate
 from .simulation import Simulation
 from .star import star, star_broadcast
@@ -69,6 +70,7 @@ __all__ = [
     "Program",
     "ProgramCounts",
     "Schedule",
+    "ShardedStep",
     "Simulation",
     "Step",
     "all_to_all",
@@ -94,6 +96,7 @@ __all__ = [
     "ring_of_keys",
     "ring_reduce_scatter",
     "scatter",
+    "sharded_step",
     "simulate",
     "star",
     "star_broadcast",

@@ -1,0 +1,153 @@
+"""Sharded gathers as programs: proved, counted and timed without a process; what `verify` refuses."""
+
+from collections import defaultdict, deque
+from dataclasses import replace
+
+import pytest
+
+from lessons_lib.errors import InvalidProgram
+from lessons_lib.schedules import Links, count_program, sharded_step, simulate_program, verify
+from lessons_lib.schedules.sharded import COMPUTES
+
+KINDS = [(True, False), (True, True), (False, False), (False, True)]
+every_kind = pytest.mark.parametrize(("reshard", "prefetch"), KINDS)
+
+
+@every_kind
+@pytest.mark.parametrize("num_ranks", [1, 2, 3, 5])
+@pytest.mark.parametrize("num_units", [1, 2, 5])
+def test_every_step_verifies_and_counts_as_the_docstring_says(num_ranks, num_units, reshard, prefetch):
+    program = sharded_step(num_ranks, num_units, reshard, prefetch)
+    verify(program)
+    counts = count_program(program)
+    assert counts.messages_sent == [num_units * (num_ranks - 1) * (3 if reshard else 2)] * num_ranks
+    if num_ranks > 1:
+        most = num_units if not reshard else min(num_units, 1 + prefetch)
+        assert counts.most_kept == [most] * num_ranks
+
+
+def test_prefetching_hides_gathers():
+    links, cost_s = Links(latency_s=5e-3), {"forward": 10e-3, "backward": 20e-3, "free": 0.0, "reduce": 0.0}
+    units, latency_s = 4, 5e-3
+    took_s = {kind: simulate_program(sharded_step(2, units, *kind), cost_s, links=links).total_s for kind in KINDS}
+    computing_s = units * (10e-3 + 20e-3)
+    assert took_s[True, False] == pytest.approx(computing_s + 3 * units * latency_s)
+    assert took_s[False, False] == pytest.approx(computing_s + 2 * units * latency_s)
+    assert took_s[True, True] == pytest.approx(computing_s + (units + 2) * latency_s)  # the reductions, the two first
+    assert took_s[False, True] == pytest.approx(computing_s + (units + 1) * latency_s)
+
+
+@every_kind
+def test_verify_refuses_every_mutant_that_computes_something_else_and_no_other(reshard, prefetch):
+    program = sharded_step(3, 3, reshard, prefetch)
+    expected = computed(program)
+    assert expected is not None
+    refused = passed = 0
+    for mutant in mutants(program):
+        is_same = computed(mutant) == expected
+        try:
+            verify(mutant)
+        except InvalidProgram as error:
+            assert not is_same, f"refused, but computes the same: {error}"
+            assert error.rank is not None and error.block is not None
+            refused += 1
+        else:
+            assert is_same, "passed, but computes something else"
+            passed += 1
+    assert refused > 10 * passed > 0
+
+
+def mutants(program):
+    """The program with one step dropped, doubled, swapped with the next, or relabelled."""
+    for rank, steps in enumerate(program.steps):
+        for number, step in enumerate(steps):
+            before, after = steps[:number], steps[number + 1 :]
+            yield with_steps(program, rank, before + after)
+            yield with_steps(program, rank, [*before, step, step, *after])
+            if after:
+                yield with_steps(program, rank, [*before, after[0], step, *after[1:]])
+            for other in relabelled(step, program):
+                yield with_steps(program, rank, [*before, other, *after])
+
+
+def relabelled(step, program):
+    for place, part in enumerate(step.block):
+        if isinstance(part, int):
+            yield from (step._replace(block=(*step.block[:place], part + d, *step.block[place + 1 :])) for d in (-1, 1))
+    if step.peer is None:
+        yield from (step._replace(op=op) for op in COMPUTES if op != step.op)
+    else:
+        yield from (step._replace(peer=peer) for peer in range(-1, program.world_size + 1) if peer != step.peer)
+        yield step._replace(op="recv" if step.op == "send" else "send")
+
+
+def with_steps(program, rank, steps):
+    return replace(program, steps=[steps if r == rank else own for r, own in enumerate(program.steps)])
+
+
+def computed(program):
+    """What ranks that believe their lists compute, in whole numbers; None where one fails or waits for ever.
+
+    A unit multiplies by the sum of its shards. Nothing is checked but that what is used is there, and that memory into
+    which a message is taken is free.
+    """
+    held = [{("activation", -1): 1009 + 10 * rank} for rank in range(program.world_size)]
+    for rank, own in enumerate(held):
+        own.update({("shard", unit, rank): 101 + 7 * rank + 31 * unit for unit in range(program.num_units)})
+    wires, at, moved = defaultdict(deque), [0] * program.world_size, True
+    while moved:
+        moved = False
+        for rank, steps in enumerate(program.steps):
+            while at[rank] < len(steps):
+                try:
+                    if not play(program, rank, steps[at[rank]], held[rank], wires):
+                        break
+                except (KeyError, IndexError):
+                    return None
+                at[rank] += 1
+                moved = True
+    if at != [len(steps) for steps in program.steps] or any(wires.values()):
+        return None
+    return [{block: value for block, value in own.items() if block[0] in ("reduced", "shard")} for own in held]
+
+
+def play(program, rank, step, held, wires):
+    """Do one step; False where its message is not there yet."""
+    ranks = range(program.world_size)
+    if step.op == "send":
+        if step.peer not in ranks or step.peer == rank:
+            raise IndexError
+        wires[rank, step.peer].append((step.block, held[step.block]))
+        return True
+    if step.op == "recv":
+        if step.peer not in ranks or step.peer == rank:
+            raise IndexError
+        if not wires[step.peer, rank]:
+            return False
+        sent, value = wires[step.peer, rank].popleft()
+        if step.block in held or sent != step.block:  # shapes and tags differ, or the memory is taken
+            raise KeyError
+        held[step.block] = value
+        return True
+    (unit,) = step.block
+    if step.op == "free":
+        [held["shard", unit, other] for other in ranks]
+        for other in ranks:
+            if other != rank:
+                del held["shard", unit, other]
+        return True
+    if step.op == "reduce":
+        held["reduced", unit] = sum(held.pop(("partial", unit, rank, other)) for other in ranks)
+        return True
+    weight = sum(held["shard", unit, other] for other in ranks)
+    if step.op == "forward":
+        x = held.pop(("activation", unit - 1))
+        held["stash", unit], held["activation", unit] = x, x * weight
+        return True
+    x = held.pop(("stash", unit))
+    last = unit == program.num_units - 1
+    gradient = held.pop(("activation", unit)) if last else held.pop(("gradient", unit))
+    if unit > 0:
+        held["gradient", unit - 1] = gradient * weight
+    held.update({("partial", unit, target, rank): gradient * x * (target + 1) for target in ranks})
+    return True
