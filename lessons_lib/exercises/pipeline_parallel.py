@@ -15,15 +15,18 @@ def _judge(orders, num_stages, num_micro_batches, costs_s, rule):
     if orders is None or orders is ...:
         return Outcome(orders)
     orders = [[tuple(step) for step in order] for order in orders]
+    if len(orders) != num_stages:
+        return Outcome(orders, faults=(f"gives {len(orders)} lists, where one for each of {num_stages} stages is due",))
+    if others := {step[0] for order in orders for step in order if step} - set(costs_s):
+        return Outcome(orders, faults=(f"has op {sorted(map(str, others))[0]!r}: one of {', '.join(costs_s)} is due",))
     try:
         program = pipeline(orders, range(num_stages))
         verify(program)
     except InvalidProgram as error:
         return Outcome(orders, faults=(f"is refused by `verify`: {error}",))
     fault = rule(orders, program)
-    if len(orders) != num_stages or program.num_micro_batches != num_micro_batches:
-        found = f"{len(orders)} lists and {program.num_micro_batches} micro-batches"
-        fault = f"gives {found}, where {num_stages} and {num_micro_batches} are asked for"
+    if program.num_micro_batches != num_micro_batches:
+        fault = f"works on {program.num_micro_batches} micro-batches, where there are {num_micro_batches}"
     if fault:
         return Outcome(orders, faults=(fault,))
     return Outcome("right", {"time of a step": simulate(program, cost_s=costs_s).total_s})
