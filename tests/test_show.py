@@ -302,6 +302,8 @@ def test_a_timeline_says_where_its_times_come_from(source, told):
 def test_the_key_of_a_timeline_names_what_is_computed_and_the_grey_of_an_idle_rank():
     assert {"compute: forward", "idle"} <= words(show.timeline(two_ranks()))
     assert "compute: load, forward, backward, step, …" in words(show.timeline(long_run()))
+    numbered = [Span(0, "compute", at, at + 1, label=label) for at, label in enumerate(["F 0.1", "F 1.1", "B 3", "2"])]
+    assert "compute: F, B" in words(show.timeline(Trace(numbered, "measured")))
     unnamed = Trace([Span(0, "compute", 0.0, 1.0)], "measured")
     assert {"compute", "idle"} <= words(show.timeline(unnamed))
 

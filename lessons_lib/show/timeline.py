@@ -17,6 +17,7 @@ _MAX_LANES = 64
 _MAX_ARROWS = 40
 _ROOMY_LANES = 8  # up to so many, bars are high enough for hatches and labels
 _MAX_LABELS = 4  # of what is computed, in the key
+_NUMBERS = "0123456789., "  # the key says "forward" once for "forward 0.3" and "forward 1.3"
 
 
 def timeline(trace, title="", *, ranks=None, guess=None, marks=None, until_s=0.0, ax=None):
@@ -118,7 +119,7 @@ def _draw_spans(ax, spans, boxes, lane_inches, roomy):
         own = [span for span in spans if span.kind == kind]
         look = {"facecolor": COLOURS[kind], "hatch": _HATCHES[kind] * roomy, "edgecolor": "white"}
         _draw_bars(ax, own, boxes, look | {"linewidth": 0.4 * roomy}, lane_inches)
-        labels = list(dict.fromkeys(span.label for span in own if span.label))
+        labels = list(dict.fromkeys(name for span in own if (name := (span.label or "").rstrip(_NUMBERS))))
         named = f": {', '.join(labels[:_MAX_LABELS])}" * bool(labels) + ", …" * (len(labels) > _MAX_LABELS)
         samples.append((Patch(**look, linewidth=0), ("receive" if kind == "recv" else kind) + named))
     return [*samples, (Patch(facecolor=_IDLE, edgecolor=GREY, linewidth=0.5), "idle")]
