@@ -1,5 +1,7 @@
 """The parameter server: synchronous equals data parallelism; what is asynchronous is counted, and ends."""
 
+import inspect
+import subprocess
 import sys
 import time
 from functools import partial
@@ -12,6 +14,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from lessons_lib import CollectiveMismatch, Mesh, RankFailed, launch
+from lessons_lib.memory import Meter
 from lessons_lib.parallel import parameter_server
 from lessons_lib.parallel.parameter_server import split_parameters
 
@@ -283,6 +286,74 @@ def test_bytes_are_those_of_the_docstring(num_servers):
     num_workers = 4 - num_servers
     sent, received = (sum(row[k] for row in more[:num_servers]) for k in (0, 1))
     assert (sent, received) == (num_workers * 6 * size_bytes, num_workers * 6 * (2 * header_bytes + size_bytes))
+
+
+def kept(comm, max_staleness):
+    """The most that was alive, in sizes of the weights, on a server with momentum and on a plain worker."""
+    model = nn.Sequential(*[nn.Linear(100, 100, bias=False) for _ in range(10)])
+
+    def work(server):
+        for _ in range(3):
+            server.pull()
+            model.zero_grad()
+            model(torch.randn(4, 100)).square().mean().backward()
+            server.push()
+
+    with Meter(*model.parameters()) as meter:
+        weights_bytes = meter.now
+        parameter_server(model, comm, OPTIMISERS["sgd"], work, max_staleness)
+    return meter.peak / weights_bytes
+
+
+@pytest.mark.parametrize("max_staleness", [0, 2, inf])
+def test_memory_is_what_the_docstring_says(max_staleness):
+    # Over torch, since in shared memory the meter also sees the room that all ranks have for collectives.
+    server, *workers = launch(kept, max_staleness, world_size=4, transport="torch")
+    num_gradients = 3 if max_staleness == 0 else 1
+    assert 2 + num_gradients <= server <= 1.1 * (2 + num_gradients)  # weights, velocities, gradients
+    assert all(3 <= worker <= 4.4 for worker in workers)  # weights, gradients, what is sent, what is received
+
+
+def under_torchrun():
+    """The script that torchrun starts: both strategies, on four ranks, over gloo."""
+    import torch
+    from torch import nn
+
+    from lessons_lib import connect
+    from lessons_lib.parallel import LocalSGD, parameter_server
+
+    with connect() as comm:
+        torch.manual_seed(comm.rank)
+        net = LocalSGD(nn.Linear(3, 2).double(), comm, 2)
+        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+        for number in range(4):
+            optimizer.zero_grad()
+            (net(torch.ones(1, 3).double() * comm.rank).sum() * (number + 1)).backward()
+            optimizer.step()
+            net.step()
+        model = nn.Linear(3, 2, bias=False).double()
+        nn.init.ones_(model.weight)
+
+        def work(server):
+            for _ in range(5):
+                server.pull()
+                server.push([torch.full((2, 3), 1.0 + server.rank, dtype=torch.float64)])
+
+        parameter_server(model, comm, lambda p: torch.optim.SGD(p, lr=0.5), work, 1)
+        rows = torch.zeros(4 * 14, dtype=torch.float64)
+        mine = [p.detach().flatten() for p in (*net.parameters(), *model.parameters())]
+        comm.all_gather(rows, torch.cat(mine))
+        if comm.rank == 0:
+            rows = rows.view(4, 14)
+            print(bool((rows == rows[0]).all()), rows[0, 8:].unique().tolist())
+
+
+def test_under_torchrun(tmp_path):
+    script = tmp_path / "script.py"
+    script.write_text(inspect.getsource(under_torchrun) + "\n\nunder_torchrun()\n")
+    command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=4", str(script)]
+    done = subprocess.run([sys.executable, *command], capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.stdout.split("\n")[0] == "True [-14.0]", done.stderr  # 1 − ½ · 5 · (1 + 2 + 3)
 
 
 def test_parameters_are_dealt_out_to_servers_by_size():

@@ -54,7 +54,8 @@ class LocalSGD(nn.Module):
     Communication: per H steps one all-reduce of the parameters that needed a gradient and of the floating-point
     buffers, for each dtype: 1/H of what gradients would take. Other buffers become rank 0's.
 
-    Memory: with an outer optimiser one copy more of all parameters, and its state; while ranks average, one more copy.
+    Memory: with an outer optimiser one copy more of all parameters, and its state. While ranks average, a copy of what
+    travels, beside what the communicator needs.
 
     Batch statistics and everything else that changes between two averages is the rank's own, evaluation included:
     `average()` before you evaluate or save. What is saved after fewer than H steps belongs to its rank and is loaded
@@ -116,15 +117,16 @@ class LocalSGD(nn.Module):
 
     def _average(self, numbers, moving):
         weights = [numbers[k] for k in moving]
-        buffers = [buffer for buffer in self.module.buffers() if _is_number(buffer)]
-        given = [*(self._outer.ways_back(numbers, moving) if self._outer else weights), *buffers]
+        given = [*weights, *(buffer for buffer in self.module.buffers() if _is_number(buffer))]
         flats = pack(given)
-        for flat in flats:
-            self.comm.all_reduce(flat, op="mean")
         means = unpack(flats, given)
         if self._outer:
+            self._outer.turn_back(means[: len(moving)], moving)
+        for flat in flats:
+            self.comm.all_reduce(flat, op="mean")
+        if self._outer:
             means[: len(moving)] = self._outer.move(means[: len(moving)], moving, numbers)
-        for tensor, mean in zip([*weights, *buffers], means, strict=True):
+        for tensor, mean in zip(given, means, strict=True):
             tensor.copy_(mean)
         for buffer in self.module.buffers():
             if not _is_number(buffer):

@@ -23,9 +23,11 @@ class Outer:
         self.start = [nn.Parameter(p.detach().clone()) for p in numbers]
         self.optimizer = made(make, self.start, "outer_optimizer")
 
-    def ways_back(self, numbers, moving):
-        """θ − θ_k of those parameters in `moving`, a list of their places."""
-        return [self.start[k].detach() - numbers[k].detach() for k in moving]
+    @torch.no_grad()
+    def turn_back(self, values, moving):
+        """Make of `values`, θ_k of the parameters in `moving` (a list of their places), the ways back θ − θ_k."""
+        for k, value in zip(moving, values, strict=True):
+            torch.sub(self.start[k], value, out=value)
 
     @torch.no_grad()
     def move(self, ways, moving, numbers):

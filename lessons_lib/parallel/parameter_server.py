@@ -54,7 +54,8 @@ def parameter_server(module, comm, optimizer, work, max_staleness=0, num_servers
     and receives M per pull, and sends h + M per push; a server moves W times its share of that. At the end, h from each
     worker and a broadcast of M and of each buffer.
 
-    Memory: a server keeps its share of weights and of the optimiser's state, and one gradient; for s = 0 up to W.
+    Memory: a server keeps its share of weights and of the optimiser's state, and one gradient, for s = 0 up to W; a
+    worker keeps weights and gradients. While something travels, either has a copy of it, and a worker up to two.
 
     Until the end, buffers are the worker's own, and a server's are those of the start. A gradient that is None on a
     worker counts as 0 in a mean, and where all are None, the parameter is left alone, as in `DataParallel`. Clip the

@@ -111,8 +111,7 @@ class Server:
         pushed = [self._pending[worker] for worker in sorted(self._pending) if self._pending[worker][0]]
         total, mean = sum(weight for weight, _, _ in pushed), []
         for k in range(len(self._share)):
-            terms = [weight / total * gradient[k] for weight, flags, gradient in pushed if flags[k]]
-            mean.append(sum(terms[1:], terms[0]) if terms else None)
+            mean.append(_sum_in_place([(weight / total, g[k]) for weight, flags, g in pushed if flags[k]]))
         self._pending = {}
         self._step(mean)
 
@@ -122,3 +121,13 @@ class Server:
         self._optimizer.step()
         self._optimizer.zero_grad(set_to_none=True)
         self._version += 1
+
+
+def _sum_in_place(terms):
+    """Σ a g of pairs (a, g), made in the memory of the first g; None if there are none."""
+    for number, (weight, gradient) in enumerate(terms):
+        if number:
+            terms[0][1].add_(gradient, alpha=weight)
+        else:
+            gradient.mul_(weight)
+    return terms[0][1] if terms else None
