@@ -192,6 +192,8 @@ may_go_on = Exercise(
         ([6, 5, 3, 3], [2, 0, 1], 3),
         ([2], [0], 0),
         ([0, None], [0], 0),
+        ([0, 3, 5], [1, 0], 1),  # the slowest waits as well
+        ([0, 2], [0, 1], 1),  # who goes on now has not pushed yet
     ],
     mistakes=[
         edit(
@@ -248,12 +250,15 @@ def outer_step(comm, start, weights, velocity, lr, momentum):
 def _ended(comm, fn, numel, lr, momentum, dtype, turn):
     """Two rounds, each from where the last one has led."""
     start, velocity = drawn(numel, seed=5 + turn, dtype=dtype), drawn(numel, seed=50 + turn, dtype=dtype)
-    rounds, held = [], start
+    rounds = []
     for number in range(2):
         weights = start + drawn(numel, seed=100 * comm.rank + 10 * number + turn, dtype=dtype)
-        mine = weights
+        given = {"weights": weights, "start": start, "velocity": velocity}
+        places = {name: tensor.data_ptr() for name, tensor in given.items()}
         fn(comm, start, weights, velocity, lr, momentum)
-        rounds.append({"weights": mine.clone(), "start": held.clone(), "velocity": velocity.clone()})
+        values = {name: tensor.clone() for name, tensor in given.items()}
+        moved = [name for name, tensor in given.items() if tensor.data_ptr() != places[name]]
+        rounds.append(values | {"moved to other memory": moved})
     return rounds
 
 

@@ -63,6 +63,21 @@ def go_on_one_at_a_time(clocks, waiting, max_staleness):
     return [w for w in waiting if clocks[w] <= slowest + max_staleness][:1]
 
 
+def go_on_if_near_to_those_at_work(clocks, waiting, max_staleness):
+    others = [clock for worker, clock in enumerate(clocks) if clock is not None and worker not in waiting]
+    slowest = min(others or [clock for clock in clocks if clock is not None], default=0)
+    return [worker for worker in waiting if clocks[worker] <= slowest + max_staleness]
+
+
+def go_on_and_count_at_once(clocks, waiting, max_staleness):
+    clocks, allowed = list(clocks), []
+    for worker in waiting:
+        if clocks[worker] <= min(clock for clock in clocks if clock is not None) + max_staleness:
+            allowed.append(worker)
+            clocks[worker] += 1
+    return allowed
+
+
 def outer_by_torch(comm, start, weights, velocity, lr, momentum):
     theta = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.SGD([theta], lr=lr, momentum=momentum, nesterov=momentum > 0)
@@ -102,6 +117,15 @@ def outer_from_the_mean(comm, start, weights, velocity, lr, momentum):
     weights.copy_(start)
 
 
+def outer_in_one_memory(comm, start, weights, velocity, lr, momentum):
+    """The next inner step would move `start` too."""
+    way = start - weights
+    comm.all_reduce(way, op="mean")
+    velocity.mul_(momentum).add_(way)
+    start.sub_(lr * (way + momentum * velocity))
+    weights.data = start
+
+
 def traffic_step_by_step(size_bytes, num_workers, num_steps, inner_steps):
     server = reduced = local = 0
     for step in range(1, num_steps + 1):
@@ -130,7 +154,12 @@ alternatives = {
 }
 wrong = {
     "serve": [serve_averages, serve_answers_at_the_end, serve_forgets_the_order],
-    "may_go_on": [go_on_counts_from_the_mean, go_on_one_at_a_time],
-    "outer_step": [outer_gathers_everything, outer_from_the_mean],
+    "may_go_on": [
+        go_on_counts_from_the_mean,
+        go_on_one_at_a_time,
+        go_on_if_near_to_those_at_work,
+        go_on_and_count_at_once,
+    ],
+    "outer_step": [outer_gathers_everything, outer_from_the_mean, outer_in_one_memory],
     "traffic": [traffic_of_the_busiest_rank],
 }
