@@ -8,7 +8,10 @@ from .turns import GLOO, MB, compared, in_words, shared_memory, slowest, take_tu
 
 
 def all_to_all(world_size, size_bytes, repeats):
-    """Each rank has `size_bytes` and keeps its own part of it; ours reads them from a buffer of the communicator."""
+    """Each rank has `size_bytes` and keeps its own part of it; ours reads them from a buffer of the communicator.
+
+    What bounds ours: every byte is copied once, as gloo's are too, and a call spends about 0.1 ms in Python.
+    """
 
     def fn(comm):
         inner, numel = shared_memory(comm), size_bytes // 4 // world_size * world_size
