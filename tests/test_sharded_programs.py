@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from lessons_lib.errors import InvalidProgram
-from lessons_lib.schedules import Links, count_program, sharded_step, simulate_program, verify
+from lessons_lib.schedules import Links, count, sharded_step, simulate, verify
 from lessons_lib.schedules.sharded import COMPUTES
 
 KINDS = [(True, False), (True, True), (False, False), (False, True)]
@@ -19,7 +19,7 @@ every_kind = pytest.mark.parametrize(("reshard", "prefetch"), KINDS)
 def test_every_step_verifies_and_counts_as_the_docstring_says(num_ranks, num_units, reshard, prefetch):
     program = sharded_step(num_ranks, num_units, reshard, prefetch)
     verify(program)
-    counts = count_program(program)
+    counts = count(program)
     assert counts.messages_sent == [num_units * (num_ranks - 1) * (3 if reshard else 2)] * num_ranks
     if num_ranks > 1:
         most = num_units if not reshard else min(num_units, 1 + prefetch)
@@ -29,7 +29,7 @@ def test_every_step_verifies_and_counts_as_the_docstring_says(num_ranks, num_uni
 def test_prefetching_hides_gathers():
     links, cost_s = Links(latency_s=5e-3), {"forward": 10e-3, "backward": 20e-3, "free": 0.0, "reduce": 0.0}
     units, latency_s = 4, 5e-3
-    took_s = {kind: simulate_program(sharded_step(2, units, *kind), cost_s, links=links).total_s for kind in KINDS}
+    took_s = {kind: simulate(sharded_step(2, units, *kind), links=links, cost_s=cost_s).total_s for kind in KINDS}
     computing_s = units * (10e-3 + 20e-3)
     assert took_s[True, False] == pytest.approx(computing_s + 3 * units * latency_s)
     assert took_s[False, False] == pytest.approx(computing_s + 2 * units * latency_s)
