@@ -1389,3 +1389,10 @@ def test_what_is_right_equals_one_process(world_size):
 def test_what_cannot_be_right_is_refused_on_every_rank_and_the_next_step_is_right(world_size):
     for found in launch(run_refused, list(REFUSED), world_size=world_size):
         assert {name: words for name, words in found.items() if words} == {}
+
+
+def test_after_a_failure_training_goes_on_over_torch_too():
+    """Nothing of a failed step is left on the wire. (Where ranks have disagreed, over torch nothing can follow.)"""
+    names = [name for name in REFUSED if CollectiveMismatch not in REFUSED[name][1]]
+    for found in launch(run_refused, names, world_size=2, transport="torch"):
+        assert {name: words for name, words in found.items() if words} == {}
