@@ -13,10 +13,10 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import context, messages, pipelines, tokens, training
+from . import context, messages, pipelines, sharded, tokens, training
 from .turns import KB, MB, Row, compared
 
-__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "tokens", "training"]
+__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "sharded", "tokens", "training"]
 
 
 def main(quick=False):
@@ -63,6 +63,10 @@ def measurements(quick):
     yield partial(messages.predicted_all_reduce, 60 // few)
     for num_ranks in (2, 4):
         yield partial(pipelines.one_f_one_b_step, num_ranks, 60 // few)
+    for world_size in (2, 4):
+        for name in ("SimpleCNN", "GPT"):
+            yield partial(sharded.sharded_optimizer_step, name, world_size, 24 // few)
+        yield partial(sharded.fully_sharded_step, world_size, 24 // few)
     yield partial(pipelines.predicted_steps, max(2, 8 // few))
     yield partial(tokens.tokens_a_second, tokens.TEN_MILLION, max(4, 12 // few))
 
