@@ -31,6 +31,7 @@ class FlatShard:
         self._chunk = comm.buffer(self.layout.chunk, own_dtype)
         self._sent = self._chunk if dtype in (None, own_dtype) else comm.buffer(self.layout.chunk, dtype)
         self.whole, self._arriving, self._version, self._number = None, None, 0, 0
+        self._staging, self._rows, self._targets = None, None, []
         self._kept = self._marks = None  # (gradients, counts) of passes without synchronisation; what they rely on
         self._pieces = self.layout.pieces(self._chunk, comm.rank)
         self._cut()
@@ -132,12 +133,11 @@ class FlatShard:
         self._number += 1
         chunk, has_gradient = self.layout.chunk, [gradient is not None for gradient in gradients]
         flags = [*has_gradient, *flags_of(counts, self._number, 1)]
-        staged = staging[: self.staging_numel()]
-        rows = staged.view(self.comm.world_size, -1)
-        self._fill(rows, gradients, counts[0][0])
+        rows = self._rows_of(staging)
+        self._fill(gradients, counts[0][0])
         rows[:, chunk:] = torch.tensor(flags, dtype=rows.dtype)
         own = rows.new_empty(rows.shape[1])
-        self.comm.reduce_scatter(own, staged)
+        self.comm.reduce_scatter(own, rows)
         sums = own[chunk:].tolist()
         num_samples = check_flags(sums[-NUM_FLAGS:], counts, self.comm)
         if not num_samples:  # no rank had any
@@ -197,15 +197,27 @@ class FlatShard:
         if all(gradient is None for gradient in kept):
             self._kept = self._marks = None
 
-    def _fill(self, rows, gradients, weight):
+    def _rows_of(self, staging):
+        """For each rank what it is to get, as views of `staging`, which are made once."""
+        if staging is not self._staging:
+            self._staging = staging
+            self._rows = staging[: self.staging_numel()].view(self.comm.world_size, -1)
+            self._targets = []
+            for rank, row in enumerate(self._rows):
+                parts = zip(self.layout.parts(rank), self.layout.pieces(row, rank), strict=True)
+                found = [(number, *part, target) for number, (part, target) in enumerate(parts)]
+                self._targets += [each for each in found if each[1] < each[2]]
+        return self._rows
+
+    def _fill(self, gradients, weight):
         """Put the gradients, weighted, into the rows of the ranks that keep them."""
-        for rank, row in enumerate(rows):
-            parts, targets = self.layout.parts(rank), self.layout.pieces(row, rank)
-            for gradient, (start, stop), target in zip(gradients, parts, targets, strict=True):
-                if gradient is None or weight == 0:
-                    target.zero_()
-                elif stop > start:
-                    part = gradient.reshape(-1)[start:stop].view(target.shape)
-                    torch.mul(part, weight, out=target) if part.dtype == target.dtype else target.copy_(part).mul_(
-                        weight
-                    )
+        for number, start, stop, target in self._targets:
+            gradient = gradients[number]
+            if gradient is None or weight == 0:
+                target.zero_()
+                continue
+            part = gradient.reshape(-1)[start:stop].view(target.shape)
+            if part.dtype == target.dtype:
+                torch.mul(part, weight, out=target)
+            else:
+                target.copy_(part).mul_(weight)
