@@ -10,8 +10,9 @@ from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
-from lessons_lib import RankFailed, launch
+from lessons_lib import CollectiveMismatch, RankFailed, launch
 from lessons_lib.comm import Mesh
 from lessons_lib.models import GPT
 from lessons_lib.parallel import (
@@ -442,6 +443,124 @@ def one_stage(comm):
 
 def test_a_part_of_a_model_can_be_split_alone():
     launch(one_stage, world_size=3)
+
+
+# --- code as people write it -----------------------------------------------------------------------------------------
+
+
+def one_loss(net, comm, number=0, length=12):
+    x, y = batches(4)[number][:, :, :length]
+    return loss_of(net(x), y, comm)
+
+
+def two_backward_passes(net, comm):
+    loss = one_loss(net, comm)
+    loss.backward(retain_graph=True)
+    loss.backward()
+
+
+def evaluation_in_between(net, comm):
+    loss = one_loss(net.eval(), comm)
+    with torch.no_grad():
+        one_loss(net, comm, 1)
+    loss.backward()
+
+
+def an_exception_in_forward(net, comm):
+    hook = net.blocks[1].register_forward_pre_hook(lambda *args: {}["missing"])
+    with pytest.raises(KeyError):
+        one_loss(net, comm)
+    hook.remove()
+    torch.manual_seed(5 + 1000 * (comm.rank if comm else 0))
+    one_loss(net, comm).backward()
+
+
+def frozen_midway(net, comm):
+    net.blocks[0].requires_grad_(False)
+    one_loss(net, comm).backward()
+    net.blocks[0].requires_grad_(True)
+    net.head.norm.requires_grad_(False)
+    one_loss(net, comm, 1).backward()
+
+
+def checkpointed(net, comm):
+    x, y = batches(1)[0]
+    stream = net.embed(x)
+    for block in net.blocks:
+        stream = checkpoint(block, stream, use_reentrant=False)
+    loss_of(net.head(stream), y, comm).backward()
+
+
+def gradients_asked_for(net, comm):
+    parameters = list(net.parameters())
+    for parameter, gradient in zip(parameters, torch.autograd.grad(one_loss(net, comm), parameters), strict=True):
+        parameter.grad = gradient
+
+
+def blocks_called_twice(net, comm):
+    x, y = batches(1)[0]
+    loss_of(net.head(net.blocks(net.blocks(net.embed(x)))), y, comm).backward()
+
+
+def other_lengths(net, comm):
+    for length in (12, 6, 2):
+        one_loss(net, comm, length=length).backward()
+
+
+WAYS = [
+    two_backward_passes,
+    evaluation_in_between,
+    an_exception_in_forward,
+    frozen_midway,
+    checkpointed,
+    gradients_asked_for,
+    blocks_called_twice,
+    other_lengths,
+]
+
+
+def every_way(comm):
+    torch.set_num_threads(1)
+    for split in (PLAIN, SEQUENCE, AGAIN):
+        for way in WAYS:
+            reference, net = gpt(0, dropout=0.1), gpt(comm.rank, dropout=0.1)
+            parallelize(net, comm, gpt_plan(net), **split)
+            torch.manual_seed(3)
+            way(reference, None)
+            draw_apart(comm, 3)
+            way(net, comm)
+            for (name, ours), theirs in zip(net.named_parameters(), reference.parameters(), strict=True):
+                assert (ours.grad is None) == (theirs.grad is None)
+                if ours.grad is not None:
+                    whole = whole_of(ours.grad, ours) if part_of(ours) else ours.grad
+                    assert_equal(whole, theirs.grad, f"{way.__name__}, {split}, {name}")
+
+
+def test_gradients_are_those_of_one_process_however_the_loop_is_written():
+    launch(every_way, world_size=2)
+
+
+def other_batches(comm):
+    net = gpt(0)
+    parallelize(net, comm, gpt_plan(net))
+    with pytest.raises(CollectiveMismatch, match=r"checksum .*: the same batch is needed"):
+        one_loss(net, comm, comm.rank)
+    positions = gpt(0)
+    parallelize(positions, comm, gpt_plan(positions), sequence_parallel=True)
+    with pytest.raises(ValueError, match="assign=True: a parameter that is cut needs assign=False"):
+        positions.load_state_dict(full_state_dict(positions), assign=True)
+    positions.blocks[0].norm1.weight = nn.Parameter(torch.ones(24, dtype=torch.float64))
+    with pytest.raises(RuntimeError, match="weight of a LayerNorm is new: change the old one in place"):
+        one_loss(positions, comm)
+    with pytest.raises(TypeError, match="belongs to its own rank and cannot be copied"):
+        deepcopy(net)
+    net.blocks[0].register_forward_hook(lambda module, args, output: F.dropout(output, 0.3))
+    with pytest.raises(RuntimeError, match="GPT drew random numbers, though it has no dropout"):
+        one_loss(net, comm)
+
+
+def test_what_would_be_wrong_in_silence_raises_on_every_rank():
+    launch(other_batches, world_size=2)
 
 
 # --- saving and loading ----------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ class SharedDraws:
     """
 
     def __init__(self, module, comm, always=False):
-        self._comm, self._always, self._depth, self._before = comm, always, 0, None
+        self._comm, self._always, self._inside, self._before = comm, always, [], None
         self._is_shared = False
         for each in module.modules():
             droppers = [other for other in each.modules() if _may_drop(other)]
@@ -33,8 +33,8 @@ class SharedDraws:
                 each.register_forward_hook(lambda outer, args, output: self._leave(outer), always_call=True)
 
     def _enter(self, module, droppers):
-        self._depth += 1
-        if self._depth == 1:
+        self._inside.append(module)
+        if len(self._inside) == 1:
             self._before = _get_state(self._comm.device)
             drops = any(each.training and _drops(each) for each in droppers)
             self._is_shared = drops or (self._always and module.training)
@@ -44,8 +44,11 @@ class SharedDraws:
                 _set_state(state, self._comm.device)
 
     def _leave(self, module):
-        self._depth -= 1
-        if self._depth == 0:
+        if module not in self._inside:  # another hook raised before it was entered
+            return
+        while self._inside.pop() is not module:
+            pass
+        if not self._inside:
             if self._is_shared and self._comm.rank:
                 _set_state(self._before, self._comm.device)
             drew = not self._is_shared and module.training
@@ -85,7 +88,9 @@ class SplitDropout(nn.Dropout):
             raise ValueError(f"x has {x.shape[dim]} numbers along dimension {dim}: {length} of {int(size)} are needed")
         shape = [int(size) if each == dim else old for each, old in enumerate(x.shape)]
         # Numbers are drawn in the order in which they lie in memory.
-        order = sorted(range(x.dim()), key=lambda each: -x.stride(each))
+        order = list(range(x.dim()))
+        if not x.is_contiguous():
+            order.sort(key=lambda each: -x.stride(each))
         ones = torch.ones([shape[each] for each in order], dtype=x.dtype, device=x.device)
         mask = F.dropout(ones, self.p).permute([order.index(each) for each in range(x.dim())])
         return x * mask.narrow(dim, start, length).clone()

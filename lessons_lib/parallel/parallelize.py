@@ -9,8 +9,10 @@ from ..errors import check_whole
 from .conjugate import add_up, check_divides, cut, join
 from .draws import SharedDraws, SplitDropout
 from .heads import divide_heads
+from .parts import part_of
 from .plans import check_plan, read_plan
 from .replicas import share_start
+from .same_input import compare_first_input
 from .tensor import ColumnParallelLinear, RowParallelLinear, gather_input
 from .vocabulary import VocabParallelEmbedding
 
@@ -48,7 +50,7 @@ def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False,
     Raises:
         ValueError: a pattern names no module, or a module that cannot be split so; heads that do not divide; a tied
             parameter that is cut in one place and not in the other.
-        CollectiveMismatch: the ranks' modules or plans differ.
+        CollectiveMismatch: the ranks' modules or plans differ; in the first forward pass, the inputs of the module.
 
     Communication: for each pair of a column and a row layer, with M bytes in (B, T, D), one all-reduce of M forward and
     one backward: 2 (N-1)/N M per rank and pass. With `sequence_parallel` an all-gather and a reduce-scatter instead,
@@ -80,6 +82,7 @@ def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False,
             made[id(layer)] = _split(layer, kind, comm, positions, gather_again), layer
         module = _put(module, name, made[id(layer)][0])
     _without_shortcuts(module)
+    compare_first_input(module, comm, is_whole=not sequence_parallel)
     SharedDraws(module, comm, draws)
     return module
 
@@ -92,6 +95,7 @@ def _split(layer, kind, comm, positions, gather_again):
         row = RowParallelLinear(layer, comm, positions, is_shared=True)
         if positions is not None and row.bias is not None:
             _add_up_gradient(row.bias, comm)
+            row.register_forward_pre_hook(_check_adds_up)
         return row
     if kind == "vocabulary":
         return VocabParallelEmbedding(layer, comm, is_shared=True)
@@ -119,6 +123,7 @@ def _on_positions(layer, kind, comm, positions):
     elif kind == "sequence":
         for parameter in layer.parameters():
             _add_up_gradient(parameter, comm)
+        layer.register_forward_pre_hook(_check_adds_up)
     return layer
 
 
@@ -138,6 +143,14 @@ def _add_up_gradient(parameter, comm):
         parameter.requires_grad_(True)  # a frozen one cannot be hooked, and may be trained later
         parameter.register_hook(lambda gradient: add_up(gradient, comm))
         parameter.requires_grad_(needs_grad)
+
+
+def _check_adds_up(layer, args):
+    """A parameter that somebody has put in the place of another would get the gradient of a rank's own positions."""
+    for name, parameter in layer.named_parameters():
+        is_cut = part_of(parameter) is not None
+        if isinstance(parameter, nn.Parameter) and not is_cut and not hasattr(parameter, "_adds_up"):
+            raise RuntimeError(f"{name} of a {type(layer).__name__} is new: change the old one in place")
 
 
 def _without_shortcuts(module):

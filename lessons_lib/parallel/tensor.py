@@ -39,6 +39,8 @@ class SplitLayer(nn.Module):
 
     def _load_from_state_dict(self, state_dict, prefix, metadata, *args):
         """Take this rank's own part, or cut it from what a whole layer has saved."""
+        if metadata.get("assign_to_params_buffers"):
+            raise ValueError("assign=True: a parameter that is cut needs assign=False, which copies numbers into it")
         for name, parameter in self._parameters.items():
             value = state_dict.get(prefix + name)
             if parameter is not None and value is not None:
