@@ -166,13 +166,13 @@ def bytes_of_all_ranks(stage, num_parameters, world_size, itemsize=4):
 
 
 alternatives = {
-    "sharded_adam": [adam_by_torch],
+    "sharded_adam": [adam_by_torch, adam_with_broadcasts],
     "gather_on_use": [use_with_gather_into_flat, use_in_functions],
     "clip_shards": [clip_as_floats, clip_through_norms],
     "bytes_of_a_step": [bytes_step_by_step],
 }
 wrong = {
-    "sharded_adam": [adam_with_broadcasts, adam_whole, adam_of_equal_chunks, adam_with_new_moments],
+    "sharded_adam": [adam_whole, adam_of_equal_chunks, adam_with_new_moments],
     "gather_on_use": [use_in_place, use_in_reverse],
     "clip_shards": [clip_with_epsilon, clip_largest, clip_into_the_list],
     "bytes_of_a_step": [bytes_in_floats, bytes_of_all_ranks],
