@@ -35,6 +35,30 @@ def test_gradients_are_means_over_all_ranks_but_sums_over_the_axis_that_splits_t
         assert none is None and frozen is None
 
 
+def averaged_again(comm):
+    """What is said to a second mean over dp; gradients after a mean over ep, and after another backward pass."""
+    mesh = Mesh(comm, dp=2, ep=2)
+    part = parameter(1, comm.rank)
+    lies_on(part, mesh["ep"])
+    average_gradients([part], mesh, "dp")
+    try:
+        average_gradients([part], mesh, ("ep", "dp"))
+    except RuntimeError as error:
+        said = str(error)
+    average_gradients([part], mesh, "ep")
+    once = part.grad.item()
+    (part * comm.rank).sum().backward()
+    average_gradients([part], mesh, "dp")
+    return said, once, part.grad.item()
+
+
+def test_a_mean_is_taken_once_over_each_axis():
+    for rank, (said, once, after_more) in enumerate(launch(averaged_again, world_size=4)):
+        mean = (rank % 2 + rank % 2 + 2) / 4
+        assert "mean over 'dp' already" in said
+        assert once == mean and after_more == mean + (rank % 2 + rank % 2 + 2) / 2
+
+
 def norms(comm):
     """Norms of a gradient of which 0 to 6 lie in pieces along tp, 7 twice, and 1, 1, 1 on the last stage alone."""
     mesh = Mesh(comm, pp=2, tp=3)

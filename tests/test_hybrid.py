@@ -22,7 +22,7 @@ from lessons_lib.parallel import (
     split_layers,
     split_sequence,
 )
-from lessons_lib.schedules import one_f_one_b
+from lessons_lib.schedules import one_f_one_b, zbv
 
 AXES = ("dp", "ep", "pp", "cp", "tp")
 MESHES = [dict(zip(AXES, sizes, strict=True)) for sizes in product((1, 2, 4, 8), repeat=5) if prod(sizes) == 8]
@@ -51,17 +51,20 @@ def num_parts(sizes):
     return 2 if sizes["pp"] > 1 else 1
 
 
-def batches(num_steps):
+def batches(num_steps, padded=False):
     generator = torch.Generator().manual_seed(7)
-    return torch.randint(VOCABULARY, (num_steps, 2, ROWS, CONTEXT), generator=generator)
+    found = torch.randint(VOCABULARY, (num_steps, 2, ROWS, CONTEXT), generator=generator)
+    if padded:
+        found[:, 1, 3:, 5:] = -100
+    return found
 
 
-def alone(optimiser="adam", num_steps=4, freeze=None, **options):
+def alone(optimiser="adam", num_steps=4, freeze=None, padded=False, **options):
     """One process: for each step the loss, the norm, and all weights after it, named by the number of their layer."""
     model, steps = gpt(0, **options), []
     layers = nn.Sequential(*model.stages())
     optimizer = OPTIMISERS[optimiser](model.parameters())
-    for number, (x, y) in enumerate(batches(num_steps)):
+    for number, (x, y) in enumerate(batches(num_steps, padded)):
         if freeze is not None and number == 2:
             model.blocks[freeze].requires_grad_(False)
         optimizer.zero_grad()
@@ -89,9 +92,14 @@ def split(model, mesh, make=one_f_one_b, stages_per_rank=1, sequence_parallel=Fa
 def gradients_of(net, mesh, x, y):
     """One step's gradients, those of the mean over all tokens, and the loss."""
     shares = mesh.sizes["dp"] * mesh.sizes["ep"]
-    number = mesh.coordinates["dp"] * mesh.sizes["ep"] + mesh.coordinates["ep"]
+    number, num_real = mesh.coordinates["dp"] * mesh.sizes["ep"] + mesh.coordinates["ep"], (y != -100).sum().item()
     x, y = (split_sequence(whole.chunk(shares)[number], mesh["cp"]) for whole in (x, y))
-    loss = net.step(x, y, lambda logits, y: parallel_cross_entropy(logits, y, mesh["tp"], VOCABULARY))
+    divisor = num_real / (shares * mesh.sizes["cp"] * num_parts(mesh.sizes))  # one for all, whatever is padding
+
+    def loss_fn(logits, y):
+        return parallel_cross_entropy(logits, y, mesh["tp"], VOCABULARY, reduction="sum") / divisor
+
+    loss = net.step(x, y, loss_fn)
     average_gradients(net.parameters(), mesh, ("dp", "ep", "cp"))
     return loss
 
@@ -101,16 +109,16 @@ def trained(comm, meshes, *args, **options):
     return [train(comm, sizes, expected, *args, **options) for sizes, expected in meshes]
 
 
-def train(comm, sizes, expected, optimiser="adam", freeze=None, model_options=None, **options):
+def train(comm, sizes, expected, optimiser="adam", freeze=None, padded=False, model_options=None, **options):
     """The largest relative difference to `expected`, and what was counted of the last step."""
     model_options = {"num_layers": num_layers(sizes)} | (model_options or {})
     mesh, model = Mesh(comm, **sizes), gpt(comm.rank, **model_options)
     for parameter in model.parameters():
         comm.broadcast(parameter.detach())
     net = split(model, mesh, **options)
-    travelled = count_travellers(net)
+    travelled, data = count_travellers(net), batches(len(expected), padded)
     optimizer, worst = OPTIMISERS[optimiser](net.parameters()), 0.0
-    for number, ((x, y), (loss, norm, state)) in enumerate(zip(batches(len(expected)), expected, strict=True)):
+    for number, ((x, y), (loss, norm, state)) in enumerate(zip(data, expected, strict=True)):
         if freeze is not None and number == 2:
             freeze_block(net, freeze)
         before = sent(comm)
@@ -207,3 +215,32 @@ def test_every_mesh_equals_one_process_at_every_step_and_sends_what_the_formula_
         assert max(worst) < 1e-10, sizes
         together = {axis: sum(each[axis] for each in counted) for axis in AXES}
         assert together == formula(sizes, held, sum(travelled)), sizes
+
+
+def sizes_of(**sizes):
+    return dict.fromkeys(AXES, 1) | sizes
+
+
+def compared(sizes, launch_options=None, same=None, **options):
+    """Train on a mesh with SGD and compare; `same` holds what one process is told too."""
+    same = {"freeze": None, "padded": False} | (same or {})
+    expected = alone("sgd", **same)
+    world_size = prod(sizes.values())
+    ranks = launch(train, sizes, expected, "sgd", **same, **options, world_size=world_size, **(launch_options or {}))
+    assert max(worst for worst, *_ in ranks) < 1e-10
+
+
+def test_with_padding_one_divisor_makes_the_mean_over_tokens():
+    compared(sizes_of(ep=2, pp=2, cp=2), same={"padded": True})
+
+
+def test_over_torch_with_the_axes_in_another_order():
+    compared({"tp": 2, "pp": 2, "cp": 1, "ep": 1, "dp": 1}, {"transport": "torch"})
+
+
+def test_a_zero_bubble_program_with_two_stages_per_rank():
+    compared(sizes_of(pp=2, tp=2), make=zbv, stages_per_rank=2)
+
+
+def test_a_block_that_is_frozen_midway():
+    compared(sizes_of(ep=2, pp=2), same={"freeze": 1})

@@ -13,7 +13,7 @@ def average_gradients(parameters, mesh, axes):
 
     Along an axis over which a parameter is split (`lies_on`), as experts are, its gradient holds the sum over that axis
     already: there it is divided alone. Where no rank along an axis has a gradient, it stays None; where some have none,
-    theirs counts as zero. All ranks call it together, after backward.
+    theirs counts as zero. All ranks call it together, once per step and axis, after all its backward passes.
 
     Args:
         parameters: this rank's parameters; the same along each of the axes.
@@ -23,6 +23,7 @@ def average_gradients(parameters, mesh, axes):
     Raises:
         CollectiveMismatch: the ranks' parameters differ.
         ValueError: an axis that the mesh does not have.
+        RuntimeError: the gradients are the mean over one of the axes already, and nothing was added since.
 
     Communication: for each axis of N > 1 ranks one all-reduce of one number per parameter, and one of the gradients of
     each dtype.
@@ -32,6 +33,10 @@ def average_gradients(parameters, mesh, axes):
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     groups = [mesh[axis] for axis in axes]
     trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
+    done = {parameter: _averaged_over(parameter.grad) for parameter in trained if parameter.grad is not None}
+    for axis in axes:
+        if done and all(axis in over for over in done.values()):
+            raise RuntimeError(f"the gradients are the mean over {axis!r} already: average them once in a step")
     for group in groups:
         if group.world_size > 1:
             _add_up([parameter for parameter in trained if not is_cut(parameter, group)], group)
@@ -39,6 +44,13 @@ def average_gradients(parameters, mesh, axes):
     for parameter in trained:
         if parameter.grad is not None:
             parameter.grad.div_(num_ranks)
+            parameter.grad._averaged = parameter.grad._version, (*done.get(parameter, ()), *axes)
+
+
+def _averaged_over(gradient):
+    """The axes over which a gradient is a mean; none if it has changed since."""
+    version, axes = getattr(gradient, "_averaged", (None, ()))
+    return axes if version == gradient._version else ()
 
 
 def _add_up(parameters, group):
