@@ -13,10 +13,22 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import context, messages, pipelines, sharded, tokens, training
+from . import context, messages, pipelines, sharded, tensor, tokens, training
 from .turns import KB, MB, Row, compared
 
-__all__ = ["Row", "compared", "main", "measurements", "messages", "pipelines", "save", "sharded", "tokens", "training"]
+__all__ = [
+    "Row",
+    "compared",
+    "main",
+    "measurements",
+    "messages",
+    "pipelines",
+    "save",
+    "sharded",
+    "tensor",
+    "tokens",
+    "training",
+]
 
 
 def main(quick=False):
@@ -58,6 +70,8 @@ def measurements(quick):
         yield partial(training.gloo_step, work, 2, work.repeats // few)
     for work in training.MODELS:
         yield partial(training.weak_scaling, work, work.repeats // few)
+    for world_size in (2, 4):
+        yield partial(tensor.column_row_pair, world_size, 128, 64, max(8, 40 // few))
     yield partial(training.adam_step, 60 // few)
     yield partial(messages.simulated_ring, (64, 256) if quick else (64, 256, 1024, 4096))
     yield partial(messages.predicted_all_reduce, 60 // few)
