@@ -239,11 +239,16 @@ def at_most(comm, attention):
     return forward / q.nbytes, meter.peak / q.nbytes, scores / q.nbytes
 
 
+def within(measured, expected, waiting):
+    """Within a tenth of the docstring's, or of that with what a neighbour has not taken yet."""
+    return 0.9 * expected <= measured <= 1.1 * (expected + waiting)
+
+
 @pytest.mark.parametrize("world_size", [3, 4])
 def test_memory_is_that_of_the_docstring(world_size):
     for forward, backward, scores in launch(at_most, ring_attention, world_size=world_size, transport="torch"):
-        assert forward == pytest.approx(8 + max(2, scores + 0.5), rel=0.1)
-        assert backward == pytest.approx(16 + max(2, 2 * scores + 0.5), rel=0.1)
+        assert within(forward, 8 + max(2, scores + 0.5), waiting=2)
+        assert within(backward, 16 + max(2, 2 * scores + 0.5), waiting=4)
     for forward, backward, _ in launch(at_most, all_to_all_attention, world_size=world_size, transport="torch"):
         assert forward == pytest.approx(10, rel=0.1) and backward == pytest.approx(13, rel=0.1)
 

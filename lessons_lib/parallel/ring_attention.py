@@ -39,6 +39,7 @@ def ring_attention(q, k, v, comm, causal=True, balance="zigzag"):
     Memory: with S bytes of q, as many of k and of v, and A bytes of the scores of one pair of chunks (for zigzag those
     of B heads (T / 2N)² numbers): 4S are kept for the backward pass. With what goes in and comes out, at most
     8S + max(2S, A + S/2) forward and 16S + max(2S, 2A + S/2) backward; S is 1/N of the whole, A at most 1/N².
+    What a busy neighbour has not taken yet stays too: at most 2S more forward and 4S backward.
 
     Source: Liu et al., Ring Attention with Blockwise Transformers (2023), §3; lesson 17.
     """
