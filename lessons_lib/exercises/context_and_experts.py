@@ -171,9 +171,9 @@ def ring_answers(comm, q, k, v):
     """Return softmax(q kᵀ / √d) v of this rank's queries over the keys of all ranks, without a mask: (T, d).
 
     q: (T, d). k, v: (S, d), equally many on all ranks. All stay as they are.
-    Keys and values go round the ring, from rank r to rank r + 1 (the last rank's to rank 0), N − 1 times, as one
-    or two messages a turn. No collective, and never the keys of more than four ranks at once. Scores may be in
-    the hundreds.
+    Keys and values go round the ring, from each rank to the next one (the last rank's to rank 0, or all of it the
+    other way round), N − 1 times, as one or two messages a turn. No collective, and never the keys of more than
+    four ranks at once. Scores may be in the hundreds.
     """
     size, after, before = comm.world_size, (comm.rank + 1) % comm.world_size, (comm.rank - 1) % comm.world_size
     answer, lse = torch.zeros_like(q), q.new_full((len(q), 1), -torch.inf)

@@ -362,6 +362,8 @@ def _clipped(comm, fn, sizes, dtype, scale, max_norm, turn):
     for gradient, _ in held:
         gradient.mul_(scale)
     given = [gradient for gradient, _ in held]
+    if max_norm is None:  # just above the norm
+        max_norm = (1 + 1e-9) * clip_over_mesh.reference(mesh, held, torch.inf) / scale
     before = comm.ledger.messages_sent, comm.ledger.bytes_sent
     norm = fn(mesh, held, max_norm * scale)
     sent = comm.ledger.messages_sent - before[0], comm.ledger.bytes_sent - before[1]
@@ -388,6 +390,7 @@ clip_over_mesh = Exercise(
         ({"pp": 3, "tp": 2}, torch.float64, 1.0, 0.5),
         ({"ep": 2, "pp": 2}, torch.float32, 1e25, 2.0),
         ({"dp": 2}, torch.float64, 0.0, 1.0),
+        ({"tp": 2}, torch.float64, 1.0, None),
     ],
     [
         edit(

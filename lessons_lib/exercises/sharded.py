@@ -219,9 +219,9 @@ def clip_shards(comm, gradients, max_norm):
 
     gradients: this rank's pieces of it, 1-D, of one dtype, some perhaps empty, at least one; changed in place. Every
         number of the gradient lies on exactly one rank.
-    max_norm: above 0. A gradient that is no longer stays as it is, to the bit; also one of length 0.
+    max_norm: above 0. A gradient whose norm is no larger stays as it is, to the bit; also one of length 0.
     Returns the norm, a float or a tensor of no dimension, the same on every rank.
-    One number per rank travels.
+    One number per rank travels, in an all-reduce or an all-gather.
     """
     squares = gradients[0].new_zeros(())
     for gradient in gradients:
@@ -254,6 +254,8 @@ def _clipped(comm, fn, sizes, scale, max_norm, dtype, turn):
     gradients = [drawn(size, seed=31 * comm.rank + k, dtype=dtype) * scale for k, size in enumerate(sizes[comm.rank])]
     gradients = [gradient * (1 + turn * comm.rank) for gradient in gradients]
     given = list(gradients)
+    if max_norm is None:  # just above the norm
+        max_norm = (1 + 1e-9) * clip_shards.reference(comm, gradients, math.inf).item()
     norm = fn(comm, given, max_norm)
     norm = norm.item() if isinstance(norm, torch.Tensor) and norm.dim() == 0 else norm
     is_same = len(given) == len(gradients) and all(a is b for a, b in zip(given, gradients, strict=True))
@@ -274,6 +276,7 @@ clip_shards = Exercise(
         ([[6, 1]], 2.0, 1.0),
         ([[0], [0, 2], [2], [3]], 0.0, 1.0),  # of length 0
         ([[4], [5]], 1.0, math.inf),
+        ([[4], [5]], 1.0, None),
     ],
     outcome=_run_clip,
     rtol=1e-6,

@@ -207,7 +207,8 @@ def heads(comm, x, q, k, v, out, num_heads):
     x: (T, D), the same on all ranks.
     q, k, v, out: (D, D), the whole weights of linear layers without bias, as torch stores them (outputs, inputs).
         Head h is in rows h d to (h + 1) d - 1 of q, k and v, with d = D / num_heads, and in the same columns of out.
-        Rank r computes the heads r H / N to (r + 1) H / N - 1 and no others. No argument changes.
+        Rank r computes the heads r H / N to (r + 1) H / N - 1 and no others: their weights may be nan. No argument
+        changes.
     num_heads: H, which divides D.
     Returns (T, D). Raises ValueError on every rank if H is no multiple of the number of ranks.
     Communication: the bytes and messages of one all-reduce of (T, D).
@@ -223,9 +224,13 @@ def heads(comm, x, q, k, v, out, num_heads):
     return y
 
 
-def _run_heads(comm, fn, length, width, num_heads, dtype, turn):
+def _run_heads(comm, fn, length, width, num_heads, dtype, others, turn):
     x = drawn(length, width, seed=turn, dtype=dtype)
     q, k, v, out = drawn(4, width, width, seed=3 + turn, dtype=dtype)
+    start, stop = comm.rank * width // comm.world_size, (comm.rank + 1) * width // comm.world_size
+    for rows in (q, k, v, out.T):
+        rows[:start] *= others
+        rows[stop:] *= others
     try:
         return fn(comm, x, q, k, v, out, num_heads)
     except ValueError as error:
@@ -235,11 +240,13 @@ def _run_heads(comm, fn, length, width, num_heads, dtype, turn):
 heads = Exercise(
     heads,
     cases=[
-        (2, 5, 8, 4, torch.float64),
-        (3, 4, 12, 6, torch.float32),
-        (2, 3, 6, 3, torch.float64),  # heads that do not divide
-        (1, 3, 4, 2, torch.float64),
-        (4, 2, 8, 4, torch.float64),
+        (2, 5, 8, 4, torch.float64, 1),
+        (3, 4, 12, 6, torch.float32, 1),
+        (2, 3, 6, 3, torch.float64, 1),  # heads that do not divide
+        (4, 3, 8, 2, torch.float64, 1),  # fewer heads than ranks
+        (1, 3, 4, 2, torch.float64, 1),
+        (4, 2, 8, 4, torch.float64, 1),
+        (2, 3, 8, 4, torch.float64, torch.nan),  # what other heads need
     ],
     outcome=lambda fn, world_size, *case: on_ranks(
         _run_heads, fn, *case, world_size=world_size, costs=BYTES, num_calls=2
@@ -328,8 +335,8 @@ def _gathers_the_logits(comm, logits, target, vocabulary):
     return F.cross_entropy(whole, target), (gradient / len(target))[:, start:stop]
 
 
-def _run_loss(comm, fn, num_targets, vocabulary, scale, dtype, turn):
-    logits = scale * drawn(num_targets, vocabulary, seed=turn, dtype=dtype)
+def _run_loss(comm, fn, num_targets, vocabulary, scale, middle, dtype, turn):
+    logits = middle + scale * drawn(num_targets, vocabulary, seed=turn, dtype=dtype)
     target = torch.arange(num_targets) * (3 + turn) % vocabulary
     loss, gradient = fn(comm, own_part(logits, comm, 1), target, vocabulary)
     return {"loss": loss, "gradient": gradient}
@@ -338,11 +345,12 @@ def _run_loss(comm, fn, num_targets, vocabulary, scale, dtype, turn):
 vocabulary_loss = Exercise(
     vocabulary_loss,
     cases=[
-        (2, 6, 7, 1.0, torch.float64),
-        (3, 5, 11, 1.0, torch.float32),
-        (2, 4, 9, 3000.0, torch.float64),
-        (1, 3, 5, 1.0, torch.float64),
-        (4, 8, 50, 1.0, torch.float64),
+        (2, 6, 7, 1.0, 0.0, torch.float64),
+        (3, 5, 11, 1.0, 0.0, torch.float32),
+        (2, 4, 9, 3000.0, 0.0, torch.float64),
+        (2, 3, 8, 1.0, -1e4, torch.float64),
+        (1, 3, 5, 1.0, 0.0, torch.float64),
+        (4, 8, 50, 1.0, 0.0, torch.float64),
     ],
     outcome=lambda fn, world_size, *case: on_ranks(
         _run_loss, fn, *case, world_size=world_size, costs=BYTES[:1], num_calls=2
