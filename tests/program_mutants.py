@@ -1,5 +1,6 @@
 """Every small change of a program, and whether `verify` refuses exactly those that compute something else."""
 
+from collections import defaultdict, deque
 from dataclasses import replace
 
 from lessons_lib.errors import InvalidProgram
@@ -47,3 +48,23 @@ def mutants(program, relabelled):
 def with_steps(program, rank, steps):
     """The program with other steps for one rank."""
     return replace(program, steps=[steps if r == rank else own for r, own in enumerate(program.steps)])
+
+
+def ends(program, do):
+    """Let every rank take its steps, each as soon as it can, and say whether all of them ended and all was received.
+
+    Args:
+        do: (rank, step, wires) -> False where the message is not there yet. A step that fails raises KeyError,
+            IndexError or TypeError. wires: {(src, dst): what is under way}.
+    """
+    wires, at, moved = defaultdict(deque), [0] * program.world_size, True
+    while moved:
+        moved = False
+        for rank, steps in enumerate(program.steps):
+            try:
+                while at[rank] < len(steps) and do(rank, steps[at[rank]], wires):
+                    at[rank] += 1
+                    moved = True
+            except (KeyError, IndexError, TypeError):
+                return False
+    return at == [len(steps) for steps in program.steps] and not any(wires.values())

@@ -1,11 +1,10 @@
 """Ring attention, exchanged heads and routed tokens as programs: proved, counted, timed, and what `verify` refuses."""
 
-from collections import defaultdict, deque
 from dataclasses import replace
 from itertools import pairwise
 
 import pytest
-from program_mutants import verdicts
+from program_mutants import ends, verdicts
 
 from lessons_lib.schedules import (
     Links,
@@ -139,22 +138,11 @@ def computed(program):
             {("work", rank, place): 101 + 7 * rank + 31 * place + 1000 * len(what) for place, what in own.items()}
             for rank, own in enumerate(program.work)
         ]
-    wires, at, moved = defaultdict(deque), [0] * program.world_size, True
-    while moved:
-        moved = False
-        for rank, steps in enumerate(program.steps):
-            while at[rank] < len(steps):
-                try:
-                    if not (send_or_receive if steps[at[rank]].peer is not None else play)(
-                        program, rank, steps[at[rank]], held[rank], wires
-                    ):
-                        break
-                except (KeyError, IndexError, TypeError):
-                    return None
-                at[rank] += 1
-                moved = True
-    is_over = at == [len(steps) for steps in program.steps] and not any(wires.values())
-    return result(program, held) if is_over else None
+
+    def do(rank, step, wires):
+        return (play if step.peer is None else send_or_receive)(program, rank, step, held[rank], wires)
+
+    return result(program, held) if ends(program, do) else None
 
 
 def send_or_receive(program, rank, step, held, wires):

@@ -1,13 +1,13 @@
 """Pipelines as programs: proved, counted and timed without a process; what `verify` refuses, and what it lets pass."""
 
 import pickle
-from collections import defaultdict, deque
+from collections import defaultdict
 from fractions import Fraction
 from inspect import signature
 from unittest.mock import Mock
 
 import pytest
-from program_mutants import verdicts
+from program_mutants import ends, verdicts
 from torch.distributed.pipelining import schedules as torch_schedules
 
 from lessons_lib.errors import InvalidProgram, InvalidSchedule
@@ -161,25 +161,11 @@ def computed(program):
     held = [{} for _ in program.steps]
     for m in range(program.num_micro_batches):
         held[program.placement[0]]["activation", -1, m] = 1009 + 10 * m
-    wires, at, gradients = defaultdict(deque), [0] * program.world_size, defaultdict(int)
-    moved = True
-    while moved:
-        moved = False
-        for rank, steps in enumerate(program.steps):
-            while at[rank] < len(steps):
-                try:
-                    if not play(program, rank, steps[at[rank]], held[rank], wires, gradients):
-                        break
-                except (KeyError, IndexError):
-                    return None
-                at[rank] += 1
-                moved = True
-    is_over = at == [len(steps) for steps in program.steps] and not any(wires.values())
-    return (
-        (dict(gradients), [held[program.placement[-1]].get(("loss", m)) for m in range(program.num_micro_batches)])
-        if is_over
-        else None
-    )
+    gradients = defaultdict(int)
+    if not ends(program, lambda rank, step, wires: play(program, rank, step, held[rank], wires, gradients)):
+        return None
+    losses = [held[program.placement[-1]].get(("loss", m)) for m in range(program.num_micro_batches)]
+    return dict(gradients), losses
 
 
 def play(program, rank, step, held, wires, gradients):

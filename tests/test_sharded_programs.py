@@ -1,9 +1,7 @@
 """Sharded gathers as programs: proved, counted and timed without a process; what `verify` refuses."""
 
-from collections import defaultdict, deque
-
 import pytest
-from program_mutants import verdicts
+from program_mutants import ends, verdicts
 
 from lessons_lib.schedules import Links, count, sharded_step, simulate, verify
 from lessons_lib.schedules.sharded import COMPUTES
@@ -63,19 +61,7 @@ def computed(program):
     held = [{("activation", -1): 1009 + 10 * rank} for rank in range(program.world_size)]
     for rank, own in enumerate(held):
         own.update({("shard", unit, rank): 101 + 7 * rank + 31 * unit for unit in range(program.num_units)})
-    wires, at, moved = defaultdict(deque), [0] * program.world_size, True
-    while moved:
-        moved = False
-        for rank, steps in enumerate(program.steps):
-            while at[rank] < len(steps):
-                try:
-                    if not play(program, rank, steps[at[rank]], held[rank], wires):
-                        break
-                except (KeyError, IndexError):
-                    return None
-                at[rank] += 1
-                moved = True
-    if at != [len(steps) for steps in program.steps] or any(wires.values()):
+    if not ends(program, lambda rank, step, wires: play(program, rank, step, held[rank], wires)):
         return None
     return [{block: value for block, value in own.items() if block[0] in ("reduced", "shard")} for own in held]
 
