@@ -178,14 +178,13 @@ def formula(sizes, held, travelled):
     layers = num_layers(sizes)
     tokens = ROWS * CONTEXT
     stream = tokens * WIDTH * BYTES  # activations of all tokens between two layers
-    told = {axis: 8 // n * n * (n - 1) * 8 for axis, n in sizes.items()}  # one number, by each group of the axis
     passes = num_parts(sizes) / pp  # of a layer, in each group of one stage
     # Along tp: attention twice a block and pass, each token's experts as well; the tables; three numbers a token.
     along_tp = stream * (layers * (2 + 2 * TOP_K) + 2) + 3 * tokens * BYTES
     # Along cp: keys and values of a layer forward, and backward once more with their gradient.
-    along_cp = 3 * layers * 2 * stream * (cp - 1) + told["cp"] * passes * (10 * layers + 1)
+    along_cp = 3 * layers * 2 * stream * (cp - 1)
     # Along ep: tokens there and back, their gradients too; how many they are.
-    along_ep = 4 * travelled * WIDTH * BYTES + told["ep"] * passes * layers * (EXPERTS + 3)
+    along_ep = 4 * travelled * WIDTH * BYTES + 8 * (ep - 1) * BYTES * passes * layers * (EXPERTS + 3)
     # Along pp: activations and gradients between stages, the loss, the gradient of the table that two stages hold.
     along_pp = 2 * (pp - 1) * stream * tp + (8 // pp) * (pp - 1) * BYTES
     along_pp += 2 * VOCABULARY * WIDTH * BYTES * dp * ep * cp * (pp > 1)

@@ -20,7 +20,7 @@ def all_to_all_attention(q, k, v, comm, causal=True, balance="zigzag"):
         ValueError: N does not divide the heads, or the key heads.
 
     Communication: forward one all-to-all of q, k and v and one of the answer; backward the same of their gradients. A
-    rank sends (N - 1)/N of what it has. And ten numbers from each rank to each.
+    rank sends (N - 1)/N of what it has. What ranks tell each other to be checked is no payload.
 
     Memory: with S bytes of q, as many of k and of v: 8S are kept for the backward pass, since all four are there twice,
     cut along positions and along heads. At most 10S forward and 13S backward; S is 1/N of the whole.

@@ -4,7 +4,7 @@ import torch
 
 from ..errors import CollectiveMismatch
 from ..schedules.attention import BALANCES, chunk_owners
-from .sequence import check_lengths, tell
+from .sequence import check_lengths
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _TOLD = ("batch", "heads", "key heads", "width", "dtype", "whether gradients are needed", "causal", "balance")
@@ -23,7 +23,7 @@ def check_attention(name, q, k, v, comm, causal, balance):
     (batch, heads, length, width), (_, key_heads, key_length, _) = q.shape, k.shape
     dtype = _DTYPES.index(q.dtype)
     told = [batch, heads, key_heads, width, dtype, needs_grad, bool(causal), BALANCES.index(balance)]
-    table = tell(comm, [*map(int, told), length, key_length])
+    table = comm.tell(name, [*map(int, told), length, key_length])
     _check_same(name, table)
     lengths, key_lengths = ([row[column] for row in table] for column in (-2, -1))
     if causal and lengths != key_lengths:

@@ -5,6 +5,7 @@ from math import prod
 import torch
 
 from .copies import is_cut
+from .flat import pack, unpack
 
 
 @torch.no_grad()
@@ -63,9 +64,9 @@ def _add_up(parameters, group):
     for parameter in held:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
-    for dtype in dict.fromkeys(parameter.dtype for parameter in held):
-        gradients = [parameter.grad for parameter in held if parameter.dtype == dtype]
-        flat = torch.cat([gradient.flatten() for gradient in gradients])
+    gradients = [parameter.grad for parameter in held]
+    flats = pack(gradients)
+    for flat in flats:
         group.all_reduce(flat)
-        for gradient, mean in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
-            gradient.copy_(mean.view_as(gradient))
+    for gradient, total in zip(gradients, unpack(flats, gradients), strict=True):
+        gradient.copy_(total)

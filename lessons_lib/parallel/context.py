@@ -1,10 +1,10 @@
 """A model whose sequences are cut over ranks: its attention and its positions are put right (lesson 17)."""
 
-from ..comm import Communicator
 from ..models.gpt import Attention, Embed, causal_attention
 from ..schedules.attention import chunk_owners
 from .ring_attention import ring_attention
-from .sequence import check_lengths, sequence_positions, tell
+from .sequence import check_lengths, sequence_positions
+from .wrapped import check_communicator
 
 
 def context_parallel(module, comm, attention=ring_attention, balance="zigzag"):
@@ -29,12 +29,11 @@ def context_parallel(module, comm, attention=ring_attention, balance="zigzag"):
         TypeError: `comm` is no `Communicator`.
         ValueError: there is no `Attention` in the module, or `balance` is unknown.
 
-    Communication: that of `attention` per layer, and one number from each rank to each for the positions.
+    Communication: that of `attention` per layer.
 
     Source: lesson 17.
     """
-    if not isinstance(comm, Communicator):
-        raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+    check_communicator(comm)
     chunk_owners(comm.world_size, balance)
     layers = [layer for layer in module.modules() if isinstance(layer, Attention)]
     if not layers:
@@ -80,7 +79,7 @@ class _Positions:
             raise ValueError(
                 f"tokens were cut with balance={cut_as!r}, the model with {self._balance!r}: one is needed"
             )
-        lengths = [numbers[0] for numbers in tell(self._comm, [tokens.shape[1]])]
+        lengths = [length for (length,) in self._comm.tell("positions of context_parallel", [tokens.shape[1]])]
         check_lengths("tokens", lengths, self._balance)
         if sum(lengths) > (most := embed.positions.num_embeddings):
             raise ValueError(

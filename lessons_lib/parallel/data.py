@@ -5,13 +5,12 @@ from numbers import Integral, Real
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
 
-from ..comm import Communicator
 from .copies import is_cut_within
 from .count import SampleCounter, checked_weight, takes_weight
 from .reducer import Reducer
-from .replicas import share_buffers, share_start, trained
+from .replicas import share_buffers, share_start
+from .wrapped import check_communicator, check_module, check_parameters, check_trains
 
 
 class DataParallel(nn.Module):
@@ -138,10 +137,8 @@ class DataParallel(nn.Module):
 
 
 def _check_options(module, comm, bucket_cap_mb, batch_dim):
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is a {type(module).__name__}: a torch.nn.Module is needed")
-    if not isinstance(comm, Communicator):
-        raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+    check_module(module)
+    check_communicator(comm)
     if not isinstance(bucket_cap_mb, Real) or not bucket_cap_mb > 0:
         raise ValueError(f"bucket_cap_mb={bucket_cap_mb!r}: more than 0 MB are needed")
     if batch_dim is not None and (not isinstance(batch_dim, Integral) or batch_dim < 0):
@@ -155,23 +152,17 @@ def _check_module(module, comm):
             raise TypeError(f"module{name and '.' + name} is a DataParallel: its .module is needed, wrapped once")
         if getattr(layer, "sparse", None) is True and any(p.requires_grad for p in layer.parameters(recurse=False)):
             raise ValueError(f"layer {name or 'module'} has sparse=True: dense gradients are needed, use sparse=False")
+    check_parameters(module, comm)
     for name, p in module.named_parameters():
-        if isinstance(p, UninitializedTensorMixin):
-            raise ValueError(f"parameter {name} has no shape yet: run one batch through the module before wrapping it")
         if is_cut_within(p, comm):
             raise ValueError(
                 f"parameter {name} is split over ranks of comm: a comm of ranks that hold the same of it is needed, or "
                 "average_gradients(parameters, mesh, axes) instead of DataParallel"
             )
-        if p.device.type != comm.device.type:
-            raise ValueError(
-                f"parameter {name} is on {p.device}, this rank on {comm.device}: use module.to(comm.device)"
-            )
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             raise ValueError(f"{name} is an expanded tensor, whose elements share memory: register its .clone()")
-    if not trained(module):
-        raise ValueError("module has no parameter that needs a gradient: there is nothing to train")
+    check_trains(module)
 
 
 def _check_batch_first(module):

@@ -3,14 +3,13 @@
 import torch
 from torch import nn
 
-from ..comm import Communicator
 from ..errors import CollectiveMismatch
 from ..models import MixtureOfExperts
 from ..schedules.schedule import chunk_bounds
 from .copies import lies_on
 from .exchange import exchange
 from .replicas import share_start
-from .sequence import tell
+from .wrapped import check_communicator
 
 
 class ExpertParallel(MixtureOfExperts):
@@ -55,8 +54,7 @@ class ExpertParallel(MixtureOfExperts):
         nn.Module.__init__(self)
         if not isinstance(layer, MixtureOfExperts) or isinstance(layer, ExpertParallel):
             raise TypeError(f"layer is a {type(layer).__name__}: a MixtureOfExperts is needed that lies on every rank")
-        if not isinstance(comm, Communicator):
-            raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+        check_communicator(comm)
         share_start(layer, comm, f"top_k={layer.top_k}", "ExpertParallel")
         self.comm, self.top_k, self.router, self.counts = comm, layer.top_k, layer.router, None
         self.num_experts = len(layer.experts)
@@ -81,8 +79,10 @@ class ExpertParallel(MixtureOfExperts):
         """Tell all ranks how many tokens go to each expert: how many go to each rank, and come from it."""
         counts = torch.bincount(chosen.flatten(), minlength=self.num_experts)
         state = [x.shape[-1], torch.is_grad_enabled(), torch.is_grad_enabled() and x.requires_grad]
-        table = torch.tensor(tell(self.comm, [*counts.tolist(), *map(int, state)]))
-        self.counts, states = table.split([self.num_experts, len(state)], 1)
+        own = torch.cat([counts, counts.new_tensor(state)])
+        table = own.new_empty(self.comm.world_size, len(own))
+        self.comm.all_gather(table, own)
+        self.counts, states = table.cpu().split([self.num_experts, len(state)], 1)
         if len(states.unique(dim=0)) > 1:
             words = [f"width {width}, {grad=}, x.requires_grad={of_x}" for width, grad, of_x in states.tolist()]
             raise CollectiveMismatch({rank: f"ExpertParallel with {each}" for rank, each in enumerate(words)})

@@ -5,10 +5,8 @@ from contextlib import contextmanager
 
 import torch
 from torch import nn
-from torch.nn.parameter import UninitializedTensorMixin
 from torch.utils._pytree import tree_map
 
-from ..comm import Communicator
 from .copies import is_cut
 from .count import checked_weight, takes_weight
 from .data import DataParallel
@@ -18,6 +16,7 @@ from .materialise import materialise
 from .passes import Passes
 from .sharded_state import ShardedState
 from .unit import Unit
+from .wrapped import check_communicator, check_module, check_parameters
 
 
 class FullySharded(ShardedState, nn.Module):
@@ -152,10 +151,9 @@ def _cast(values, dtype):
 
 
 def _check(module, comm):
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is a {type(module).__name__}: a torch.nn.Module is needed")
-    if not isinstance(comm, Communicator):
-        raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+    check_module(module)
+    check_communicator(comm)
+    check_parameters(module, comm, may_be_meta=True)
     for name, layer in module.named_modules():
         if isinstance(layer, FullySharded | DataParallel):
             raise TypeError(
@@ -164,12 +162,6 @@ def _check(module, comm):
         if getattr(layer, "sparse", None) is True:
             raise ValueError(f"layer {name or 'module'} has sparse=True: dense gradients are needed, use sparse=False")
     for name, p in module.named_parameters():
-        if isinstance(p, UninitializedTensorMixin):
-            raise ValueError(f"parameter {name} has no shape yet: run one batch through the module before wrapping it")
-        if not p.is_meta and p.device.type != comm.device.type:
-            raise ValueError(
-                f"parameter {name} is on {p.device}, this rank on {comm.device}: use module.to(comm.device)"
-            )
         if is_cut(p, comm):
             raise ValueError(f"parameter {name} is split over this group already: wrap a module once")
     if not any(True for _ in module.parameters()):

@@ -4,7 +4,6 @@ import zlib
 
 from torch import nn
 
-from ..comm import Communicator
 from ..errors import check_whole
 from .conjugate import add_up, check_divides, cut, join
 from .draws import SharedDraws, SplitDropout
@@ -15,6 +14,7 @@ from .replicas import share_start
 from .same_input import compare_first_input
 from .tensor import ColumnParallelLinear, RowParallelLinear, gather_input
 from .vocabulary import VocabParallelEmbedding
+from .wrapped import check_communicator, check_module
 
 
 def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False, sequence_dim=1, draws=False):
@@ -65,10 +65,8 @@ def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False,
 
     Source: Shoeybi et al., Megatron-LM (2019), §3; Korthikanti et al. (2022), §4; lesson 15.
     """
-    if not isinstance(module, nn.Module):
-        raise TypeError(f"module is a {type(module).__name__}: a torch.nn.Module is needed")
-    if not isinstance(comm, Communicator):
-        raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+    check_module(module)
+    check_communicator(comm)
     kinds = read_plan(module, plan)
     check_plan(module, comm, kinds, sequence_parallel)
     check_whole("sequence_dim", sequence_dim, 0)

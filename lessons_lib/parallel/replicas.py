@@ -5,6 +5,8 @@ import zlib
 import torch
 from torch.nn.modules.batchnorm import _NormBase
 
+from .flat import pack, unpack
+
 
 def share_start(module, comm, options, name="DataParallel"):
     """Take over rank 0's parameters and buffers. `CollectiveMismatch` if modules differ in shape, or in `options`."""
@@ -55,12 +57,7 @@ def _signature(module):
 @torch.no_grad()
 def _broadcast(tensors, comm):
     """Pairs of a tensor and its value on rank 0; none on rank 0 itself."""
-    pairs = []
-    for dtype in dict.fromkeys(tensor.dtype for tensor in tensors):
-        same = [tensor.detach() for tensor in tensors if tensor.dtype == dtype]
-        flat = torch.cat([tensor.reshape(-1) for tensor in same])
+    flats = pack(tensors)
+    for flat in flats:
         comm.broadcast(flat)
-        values = flat.split([tensor.numel() for tensor in same])
-        originals = [tensor for tensor in tensors if tensor.dtype == dtype]
-        pairs += [(tensor, value.view_as(tensor)) for tensor, value in zip(originals, values, strict=True)]
-    return pairs if comm.rank else []
+    return list(zip(tensors, unpack(flats, tensors), strict=True)) if comm.rank else []

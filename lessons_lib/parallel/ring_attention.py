@@ -34,7 +34,7 @@ def ring_attention(q, k, v, comm, causal=True, balance="zigzag"):
 
     Communication: with K bytes of k and v of a rank: forward N - 1 messages of K, backward N - 1 of K and N - 1 of the
     gradient, K (or twice that for half precision, which is added up in float32). A straight causal cut leaves out what
-    nobody sees: the keys of rank r go on N - 1 - r times. And nine numbers from each rank to each.
+    nobody sees: the keys of rank r go on N - 1 - r times. What ranks tell each other to be checked is no payload.
 
     Memory: with S bytes of q, as many of k and of v, and A bytes of the scores of one pair of chunks (for zigzag those
     of B heads (T / 2N)² numbers): 4S are kept for the backward pass. With what goes in and comes out, at most

@@ -41,11 +41,11 @@ def join_sequence(x, comm, balance="zigzag", dim=1):
     Raises:
         ValueError: x has a graph, or is not as long as the cut says.
 
-    Communication: one broadcast of each part, and one number from each rank to each.
+    Communication: one broadcast of each part.
     """
     if x.requires_grad and torch.is_grad_enabled():
         raise ValueError("x has a graph, which join_sequence would cut: x.detach() is needed, and losses of the parts")
-    lengths = [numbers[0] for numbers in tell(comm, [x.shape[dim]])]
+    lengths = [length for (length,) in comm.tell("join_sequence", [x.shape[dim]])]
     check_lengths("x", lengths, balance)
     shapes = [(*x.shape[:dim], length, *x.shape[dim:][1:]) for length in lengths]
     parts = [x.detach().contiguous() if r == comm.rank else x.new_empty(shape) for r, shape in enumerate(shapes)]
@@ -73,13 +73,6 @@ def share_of_mean(loss, count, comm):
     total = torch.tensor([float(count)], dtype=torch.float64, device=comm.device)
     comm.all_reduce(total)
     return loss * (comm.world_size * count / total.item()) if count else torch.nan_to_num(loss) * 0.0
-
-
-def tell(comm, numbers):
-    """For each rank the whole `numbers` that it gives, as many on each: a list of lists."""
-    table = torch.empty(comm.world_size, len(numbers), dtype=torch.int64, device=comm.device)
-    comm.all_gather(table, torch.tensor(numbers, dtype=torch.int64, device=comm.device))
-    return table.tolist()
 
 
 def check_lengths(name, lengths, balance):

@@ -5,10 +5,10 @@ import zlib
 import torch
 from torch.autograd.graph import increment_version
 
-from ..comm import Communicator
 from .layout import Layout
 from .mixing import check_steps_alone
 from .optimizer_state import cut_state, gather_states
+from .wrapped import check_communicator
 
 
 class ShardedOptimizer(torch.optim.Optimizer):
@@ -51,8 +51,7 @@ class ShardedOptimizer(torch.optim.Optimizer):
     """
 
     def __init__(self, params, optimizer_class, comm, **options):
-        if not isinstance(comm, Communicator):
-            raise TypeError(f"comm is a {type(comm).__name__}: the Communicator that launch or connect gives is needed")
+        check_communicator(comm)
         if not isinstance(optimizer_class, type) or not issubclass(optimizer_class, torch.optim.Optimizer):
             raise TypeError(
                 f"optimizer_class={optimizer_class!r}: a class of optimiser is needed, such as torch.optim.Adam"
