@@ -54,6 +54,16 @@ def check(net, alone):
         torch.testing.assert_close(mine, theirs[name], **TIGHT)
 
 
+def update(net, alone, comm, optimizers):
+    """Clip both by the one norm, step both, and compare."""
+    norm = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
+    torch.testing.assert_close(clip_grad_norm_(net.parameters(), 0.1, comm), norm.detach(), **TIGHT)
+    for optimizer in optimizers:
+        optimizer.step()
+        optimizer.zero_grad()
+    check(net, alone)
+
+
 def on_an_axis(comm, make, optimiser):
     """Copies of a pipeline along dp, each with its share of the batch: gradients are averaged after a step."""
     num_copies = 2
@@ -72,12 +82,7 @@ def on_an_axis(comm, make, optimiser):
         average_gradients(net.parameters(), mesh, "dp")
         mesh["dp"].all_reduce(own_loss, op="mean")
         torch.testing.assert_close(own_loss, loss.detach(), **TIGHT)
-        norm = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
-        torch.testing.assert_close(clip_grad_norm_(net.parameters(), 0.1, mesh), norm.detach(), **TIGHT)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        check(net, alone)
+        update(net, alone, mesh, optimizers)
     torch.testing.assert_close(net(x), alone(x).detach(), **TIGHT)
 
 
@@ -137,12 +142,7 @@ def on_eight(comm, make):
         loss = loss_of(alone(x), y)
         loss.backward()
         torch.testing.assert_close(net.step(x, y, loss_of), loss.detach(), **TIGHT)
-        norm = nn.utils.clip_grad_norm_(alone.parameters(), 0.1)
-        torch.testing.assert_close(clip_grad_norm_(net.parameters(), 0.1, comm), norm.detach(), **TIGHT)
-        for optimizer in optimizers:
-            optimizer.step()
-            optimizer.zero_grad()
-        check(net, alone)
+        update(net, alone, comm, optimizers)
 
 
 @pytest.mark.parametrize("make", [one_f_one_b, zb_h1])
