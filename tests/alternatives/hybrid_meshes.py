@@ -219,7 +219,7 @@ def clipped_as_torch_does(mesh, gradients, max_norm):
     """torch adds 1e-6 to the norm."""
     norm = clipped_by_one_vector(mesh, gradients, math.inf)
     for gradient, _ in gradients:
-        gradient.mul_(min(1.0, max_norm / (norm + 1e-3)))
+        gradient.mul_(min(1.0, max_norm / (norm + 1e-6)))
     return norm
 
 

@@ -78,6 +78,10 @@ def go_on_and_count_at_once(clocks, waiting, max_staleness):
     return allowed
 
 
+def go_on_with_a_largest_bound(clocks, waiting, max_staleness):
+    return go_on_by_filter(clocks, waiting, min(max_staleness, 1000))
+
+
 def outer_by_torch(comm, start, weights, velocity, lr, momentum):
     theta = torch.nn.Parameter(start.clone())
     optimizer = torch.optim.SGD([theta], lr=lr, momentum=momentum, nesterov=momentum > 0)
@@ -137,6 +141,11 @@ def traffic_step_by_step(size_bytes, num_workers, num_steps, inner_steps):
     return {"local": local, "server": server, "all-reduce": reduced}
 
 
+def traffic_through_a_float(size_bytes, num_workers, num_steps, inner_steps):
+    right = traffic_step_by_step(size_bytes, num_workers, num_steps, inner_steps)
+    return {name: int(float(size)) for name, size in right.items()}
+
+
 def traffic_of_the_busiest_rank(size_bytes, num_workers, num_steps, inner_steps):
     ring = 2 * (num_workers - 1) * size_bytes // num_workers
     return {
@@ -159,7 +168,8 @@ wrong = {
         go_on_one_at_a_time,
         go_on_if_near_to_those_at_work,
         go_on_and_count_at_once,
+        go_on_with_a_largest_bound,
     ],
     "outer_step": [outer_gathers_everything, outer_from_the_mean, outer_in_one_memory],
-    "traffic": [traffic_of_the_busiest_rank],
+    "traffic": [traffic_of_the_busiest_rank, traffic_through_a_float],
 }

@@ -128,7 +128,7 @@ def clip_with_epsilon(comm, gradients, max_norm):
     comm.all_reduce(total)
     norm = total.sqrt()
     for g in gradients:
-        g.mul_((max_norm / (norm + 1e-3)).clamp(max=1.0))
+        g.mul_((max_norm / (norm + 1e-6)).clamp(max=1.0))
     return norm
 
 

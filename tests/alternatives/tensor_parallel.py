@@ -127,6 +127,29 @@ def heads_scaled_by_the_width(comm, x, q, k, v, out, num_heads):
     return heads_one_by_one(comm, x, q / comm.world_size**0.5, k, v, out, num_heads)
 
 
+def heads_all_by_everybody(comm, x, q, k, v, out, num_heads):
+    y = heads_on_every_rank(comm, x, q, k, v, out, num_heads) / comm.world_size
+    comm.all_reduce(y)
+    return y
+
+
+def heads_dealt_out_in_turn(comm, x, q, k, v, out, num_heads):
+    rows = torch.arange(len(q)).view(num_heads, -1)
+    order = torch.cat([rows[rank :: comm.world_size] for rank in range(comm.world_size)]).flatten()
+    return heads_one_by_one(comm, x, q[order], k[order], v[order], out[:, order], num_heads)
+
+
+def heads_of_whoever_has_one(comm, x, q, k, v, out, num_heads):
+    if num_heads > comm.world_size:
+        return heads_one_by_one(comm, x, q, k, v, out, num_heads)
+    rows = torch.arange(len(q)).view(num_heads, -1)[comm.rank : comm.rank + 1].flatten()
+    y = torch.zeros_like(x)
+    if len(rows):
+        y = (x @ q[rows].T @ (x @ k[rows].T).T / len(rows) ** 0.5).softmax(1) @ (x @ v[rows].T) @ out[:, rows].T
+    comm.all_reduce(y)
+    return y
+
+
 def heads_of_the_next_rank(comm, x, q, k, v, out, num_heads):
     y = heads_one_by_one(comm, x, q, k, v, out, num_heads)
     return y.roll(comm.rank, 0)
@@ -171,6 +194,17 @@ def loss_of_own_targets(comm, logits, target, vocabulary):
     return loss * own.any(), gradient
 
 
+def loss_above_zero(comm, logits, target, vocabulary):
+    largest = logits.amax(1).clamp(min=0)
+    comm.all_reduce(largest, op="max")
+    start, stop = chunk_bounds(vocabulary, comm.world_size)[comm.rank]
+    mask = F.one_hot(target, vocabulary)[:, start:stop].to(logits.dtype)
+    shifted = logits - largest[:, None]
+    sums = torch.stack([shifted.exp().sum(1), (mask * shifted).sum(1)])
+    comm.all_reduce(sums)
+    return (sums[0].log() - sums[1]).mean(), (shifted.exp() / sums[0][:, None] - mask) / len(target)
+
+
 def loss_that_shifts_its_argument(comm, logits, target, vocabulary):
     logits -= 0
     return loss_by_two_log_sums(comm, logits.sub_(1), target, vocabulary)
@@ -195,9 +229,18 @@ alternatives = {
 wrong = {
     "column": [column_in_place, column_divided, column_of_rank_0, column_of_the_output],
     "row": [row_of_two_dimensions, row_without_bias, row_in_float32, row_that_changes_the_bias],
-    "heads": [heads_on_every_rank, heads_causal, heads_scaled_by_the_width, heads_of_the_next_rank],
+    "heads": [
+        heads_on_every_rank,
+        heads_causal,
+        heads_scaled_by_the_width,
+        heads_of_the_next_rank,
+        heads_all_by_everybody,
+        heads_dealt_out_in_turn,
+        heads_of_whoever_has_one,
+    ],
     "vocabulary_loss": [
         loss_summed,
+        loss_above_zero,
         loss_of_own_targets,
         loss_that_shifts_its_argument,
         loss_as_a_number,
