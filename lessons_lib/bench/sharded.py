@@ -1,4 +1,8 @@
-"""What a training step takes whose state, or whose weights, lie in shares, beside torch's own tools."""
+"""What a training step takes whose state, or whose weights, lie in shares, beside torch's own tools.
+
+What bounds a ratio is measured in the same turns: the step of a rank that sends nothing, but computes as much. No
+transport can be faster.
+"""
 
 from functools import partial
 
@@ -31,11 +35,14 @@ def sharded_optimizer_step(name, world_size, repeats):
         theirs = _trainer(
             name, DistributedDataParallel, lambda model: ZeroRedundancyOptimizer(model.parameters(), ADAM, lr=1e-4)
         )
-        return take_turns(inner, repeats, ours, theirs)
+        return take_turns(inner, repeats, ours, theirs, _alone(name, world_size))
 
-    ours_s, theirs_s = slowest(launch(fn, world_size=world_size, transport="torch"))
-    what = f"step of {name} by ShardedOptimizer and Adam, {world_size} ranks"
-    return [compared(what, "DDP + ZeRO over gloo", ours_s, theirs_s, ">= 2")]
+    ours_s, theirs_s, alone_s = slowest(launch(fn, world_size=world_size, transport="torch"))
+    what, peer = f"step of {name} by ShardedOptimizer and Adam, {world_size} ranks", "DDP + ZeRO over gloo"
+    return [
+        compared(what, peer, ours_s, theirs_s, ">= 2"),
+        compared(f"the same of {name}, nothing sent, {world_size} ranks", peer, alone_s, theirs_s, "the bound"),
+    ]
 
 
 def fully_sharded_step(world_size, repeats):
@@ -46,11 +53,14 @@ def fully_sharded_step(world_size, repeats):
         inner, make = shared_memory(comm), lambda model: ADAM(model.parameters(), lr=1e-4)
         ours = _trainer("GPT", lambda model: FullySharded(model, inner), make)
         theirs = _trainer("GPT", partial(_fully_shard, world_size), make)
-        return take_turns(inner, repeats, ours, theirs)
+        return take_turns(inner, repeats, ours, theirs, _alone("GPT", world_size))
 
-    ours_s, theirs_s = slowest(launch(fn, world_size=world_size, transport="torch"))
-    what = f"step of GPT by FullySharded and Adam, {world_size} ranks"
-    return [compared(what, "FSDP2 over gloo", ours_s, theirs_s, ">= 2")]
+    ours_s, theirs_s, alone_s = slowest(launch(fn, world_size=world_size, transport="torch"))
+    what, peer = f"step of GPT by FullySharded and Adam, {world_size} ranks", "FSDP2 over gloo"
+    return [
+        compared(what, peer, ours_s, theirs_s, ">= 2"),
+        compared(f"the same of GPT, nothing sent, {world_size} ranks", peer, alone_s, theirs_s, "the bound"),
+    ]
 
 
 def _fully_shard(world_size, model):
@@ -58,6 +68,19 @@ def _fully_shard(world_size, model):
     for block in model.blocks:
         fully_shard(block, mesh=mesh)
     return fully_shard(model, mesh=mesh)
+
+
+def _alone(name, world_size):
+    """A step that sends nothing: forward and backward of the whole model, Adam on 1/N of its parameters' numbers."""
+
+    def share(model):
+        parameters = list(model.parameters())
+        most, few = sum(p.numel() for p in parameters) // world_size, []
+        while parameters and sum(p.numel() for p in few) < most:
+            few.append(parameters.pop())
+        return ADAM(few, lr=1e-4)
+
+    return _trainer(name, lambda model: model, share)
 
 
 def _trainer(name, wrap, make_optimizer):
