@@ -16,7 +16,7 @@ from torch.nn.functional import cross_entropy
 from lessons_lib import CollectiveMismatch, Mesh, RankFailed, launch
 from lessons_lib.memory import Meter
 from lessons_lib.parallel import parameter_server
-from lessons_lib.parallel.parameter_server import split_parameters
+from lessons_lib.parallel.local.parameter_server import split_parameters
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 OPTIMISERS = {

@@ -27,7 +27,7 @@ from lessons_lib.parallel import (
     parallelize,
     split_layers,
 )
-from lessons_lib.parallel.parts import part_of, whole_of
+from lessons_lib.parallel.tensor.parts import part_of, whole_of
 from lessons_lib.schedules import one_f_one_b, zb_h1
 
 VOCABULARY = 31

@@ -1,26 +1,26 @@
-"""Strategies: ways to train one model on many ranks, one file each."""
+"""Strategies: ways to train one model on many ranks. A folder holds one kind of parallelism and what it is made of."""
 
-from .all_to_all_attention import all_to_all_attention
 from .average import average_gradients
 from .clip import clip_grad_norm_
-from .context import context_parallel
+from .context.all_to_all_attention import all_to_all_attention
+from .context.context import context_parallel
+from .context.ring_attention import ring_attention
+from .context.sequence import join_sequence, sequence_positions, share_of_mean, split_sequence
 from .copies import lies_on
-from .data import DataParallel
+from .data.data_parallel import DataParallel
 from .experts import ExpertParallel
-from .fully_sharded import FullySharded
-from .local_sgd import LocalSGD
-from .parallelize import parallelize
-from .parameter_server import parameter_server
-from .parts import full_optimizer_state_dict, full_state_dict, load_full_optimizer_state_dict
-from .pipeline import PipelineParallel
-from .plans import gpt_plan
-from .ring_attention import ring_attention
-from .sequence import join_sequence, sequence_positions, share_of_mean, split_sequence
-from .sharded_optimizer import ShardedOptimizer
-from .slow_device import emulate_device
-from .split import split_layers
-from .tensor import ColumnParallelLinear, RowParallelLinear
-from .vocabulary import VocabParallelEmbedding, parallel_cross_entropy
+from .local.local_sgd import LocalSGD
+from .local.parameter_server import parameter_server
+from .pipeline.pipeline import PipelineParallel
+from .pipeline.slow_device import emulate_device
+from .pipeline.split import split_layers
+from .sharded.fully_sharded import FullySharded
+from .sharded.sharded_optimizer import ShardedOptimizer
+from .tensor.layers import ColumnParallelLinear, RowParallelLinear
+from .tensor.parallelize import parallelize
+from .tensor.parts import full_optimizer_state_dict, full_state_dict, load_full_optimizer_state_dict
+from .tensor.plans import gpt_plan
+from .tensor.vocabulary import VocabParallelEmbedding, parallel_cross_entropy
 
 __all__ = [
     "ColumnParallelLinear",

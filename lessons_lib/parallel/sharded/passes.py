@@ -4,9 +4,9 @@ import weakref
 
 import torch
 
-from .count import batch_sizes
+from ..data.count import batch_sizes
+from ..replicas import share_buffers
 from .gathered import SaveWeightsAsPlaces
-from .replicas import share_buffers
 
 
 class Passes:

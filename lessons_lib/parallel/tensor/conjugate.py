@@ -16,7 +16,7 @@ The gradient of a whole tensor is whole; but what a split region sends back to i
 
 import torch
 
-from ..schedules.schedule import chunk_bounds
+from ...schedules.schedule import chunk_bounds
 
 
 def enter(x, comm):

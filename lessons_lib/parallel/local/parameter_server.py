@@ -4,12 +4,12 @@ from math import inf
 
 import torch
 
-from ..errors import check_whole
-from .flat import empty_like, pack, unpack
+from ...errors import check_whole
+from ..flat import empty_like, pack, unpack
+from ..replicas import share_start, trained
+from ..wrapped import check_wrapped
 from .outer import check_makes_optimizer, made
-from .replicas import share_start, trained
 from .serving import DONE, PULL, PUSH, Server, header_of
-from .wrapped import check_wrapped
 
 
 def parameter_server(module, comm, optimizer, work, max_staleness=0, num_servers=1):

@@ -4,17 +4,17 @@ import zlib
 
 from torch import nn
 
-from ..errors import check_whole
+from ...errors import check_whole
+from ..replicas import share_start
+from ..wrapped import check_communicator, check_module
 from .conjugate import add_up, check_divides, cut, join
 from .draws import SharedDraws, SplitDropout
 from .heads import divide_heads
+from .layers import ColumnParallelLinear, RowParallelLinear, gather_input
 from .parts import part_of
 from .plans import check_plan, read_plan
-from .replicas import share_start
 from .same_input import compare_first_input
-from .tensor import ColumnParallelLinear, RowParallelLinear, gather_input
 from .vocabulary import VocabParallelEmbedding
-from .wrapped import check_communicator, check_module
 
 
 def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False, sequence_dim=1, draws=False):

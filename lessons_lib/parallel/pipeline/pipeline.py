@@ -5,13 +5,13 @@ import zlib
 import torch
 from torch import nn
 
-from ..schedules.pipeline import Pipeline
-from ..schedules.verify import verify
+from ...schedules.pipeline import Pipeline
+from ...schedules.verify import verify
+from ..copies import lies_on
+from ..replicas import share_start
 from .aside import SetAside
-from .copies import lies_on
 from .meeting import Meeting
 from .one_step import OneStep
-from .replicas import share_start
 from .split import split_batch
 from .stage import Stage
 from .tied import TiedParameters

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..schedules.attention import chunk_owners
-from ..schedules.schedule import chunk_bounds
+from ...schedules.attention import chunk_owners
+from ...schedules.schedule import chunk_bounds
 
 
 def sequence_positions(length, comm, balance="zigzag"):

@@ -8,12 +8,12 @@ import torch
 from torch import nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from ..errors import check_whole
-from .flat import pack, unpack
-from .hooks import Hook, remove
+from ...errors import check_whole
+from ..flat import pack, unpack
+from ..hooks import Hook, remove
+from ..replicas import share_start
+from ..wrapped import check_wrapped
 from .outer import Outer, check_makes_optimizer
-from .replicas import share_start
-from .wrapped import check_wrapped
 
 
 class LocalSGD(nn.Module):

@@ -4,7 +4,7 @@ import copy
 
 import torch
 
-from .objects import share_objects
+from ..objects import share_objects
 
 
 def gather_states(layout, pieces, states, comm):

@@ -2,9 +2,9 @@
 
 import torch
 
-from .count import tensors_in
+from ..data.count import tensors_in
+from ..hooks import Hook, remove
 from .gathered import Gathered
-from .hooks import Hook, remove
 
 
 class Unit:

@@ -1,10 +1,10 @@
 """A model whose sequences are cut over ranks: its attention and its positions are put right (lesson 17)."""
 
-from ..models.gpt import Attention, Embed, causal_attention
-from ..schedules.attention import chunk_owners
+from ...models.gpt import Attention, Embed, causal_attention
+from ...schedules.attention import chunk_owners
+from ..wrapped import check_communicator
 from .ring_attention import ring_attention
 from .sequence import check_lengths, sequence_positions
-from .wrapped import check_communicator
 
 
 def context_parallel(module, comm, attention=ring_attention, balance="zigzag"):

@@ -7,12 +7,12 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.dropout import _DropoutNd
 
-from ..models.feed_forward import MLP
-from ..models.gpt import Attention, Block, Embed, Head
-from .copies import is_cut_within
-from .data import DataParallel
+from ...models.feed_forward import MLP
+from ...models.gpt import Attention, Block, Embed, Head
+from ..copies import is_cut_within
+from ..data.data_parallel import DataParallel
 from .heads import check_heads, head_counts
-from .tensor import check_linear
+from .layers import check_linear
 from .vocabulary import check_embedding
 
 COLUMN = {"weight": 0, "bias": 0}

@@ -4,9 +4,9 @@ import weakref
 
 import torch
 
+from ..hooks import Hook, remove
+from ..replicas import identities, trained
 from .bucket import FLAG_DTYPES, make_buckets
-from .hooks import Hook, remove
-from .replicas import identities, trained
 from .weights import NUM_FLAGS, UNCOUNTED, check_flags, flags_of
 
 

@@ -5,8 +5,8 @@ from math import prod
 import torch
 from torch.nn import functional as F
 
+from ..exchange import exchange
 from .attention_inputs import check_attention
-from .exchange import exchange
 from .sequence import all_positions
 
 

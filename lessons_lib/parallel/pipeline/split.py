@@ -6,7 +6,7 @@ from itertools import pairwise
 import torch
 from torch import nn
 
-from ..errors import check_whole
+from ...errors import check_whole
 
 
 def split_layers(layers, num_stages):

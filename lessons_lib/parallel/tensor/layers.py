@@ -4,10 +4,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from ..replicas import share_start
 from .again import Again, keeping_parts
 from .conjugate import add_up, cut, enter, gather, join, reduce_scatter
 from .parts import check_part, cut_parameter, whole_size
-from .replicas import share_start
 
 
 class SplitLayer(nn.Module):

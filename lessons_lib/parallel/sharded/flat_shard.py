@@ -3,10 +3,10 @@
 import torch
 from torch.autograd.graph import increment_version
 
-from .bucket import FLAG_DTYPES
-from .copies import lies_on
+from ..copies import lies_on
+from ..data.bucket import FLAG_DTYPES
+from ..data.weights import NUM_FLAGS, check_flags, flags_of
 from .layout import Layout
-from .weights import NUM_FLAGS, check_flags, flags_of
 
 
 class FlatShard:

@@ -10,7 +10,7 @@ import torch
 from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
-from .hooks import Hook, remove
+from ..hooks import Hook, remove
 from .weights import agree_on_weights
 
 

@@ -7,16 +7,16 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from .copies import is_cut
-from .count import checked_weight, takes_weight
-from .data import DataParallel
+from ..copies import is_cut
+from ..data.count import checked_weight, takes_weight
+from ..data.data_parallel import DataParallel
+from ..wrapped import check_communicator, check_module, check_parameters
 from .find_units import find_units
 from .flat_shard import FlatShard
 from .materialise import materialise
 from .passes import Passes
 from .sharded_state import ShardedState
 from .unit import Unit
-from .wrapped import check_communicator, check_module, check_parameters
 
 
 class FullySharded(ShardedState, nn.Module):

@@ -5,10 +5,10 @@ import zlib
 import torch
 from torch.autograd.graph import increment_version
 
+from ..wrapped import check_communicator
 from .layout import Layout
 from .mixing import check_steps_alone
 from .optimizer_state import cut_state, gather_states
-from .wrapped import check_communicator
 
 
 class ShardedOptimizer(torch.optim.Optimizer):

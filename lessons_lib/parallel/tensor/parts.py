@@ -4,8 +4,8 @@ from collections import OrderedDict
 
 import torch
 
+from ..copies import lies_on
 from .conjugate import all_gathered, bounds
-from .copies import lies_on
 
 
 def cut_parameter(parameter, comm, dim):

@@ -6,11 +6,11 @@ from numbers import Integral, Real
 import torch
 from torch import nn
 
-from .copies import is_cut_within
+from ..copies import is_cut_within
+from ..replicas import share_buffers, share_start
+from ..wrapped import check_communicator, check_module, check_parameters, check_trains
 from .count import SampleCounter, checked_weight, takes_weight
 from .reducer import Reducer
-from .replicas import share_buffers, share_start
-from .wrapped import check_communicator, check_module, check_parameters, check_trains
 
 
 class DataParallel(nn.Module):

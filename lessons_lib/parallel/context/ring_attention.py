@@ -5,8 +5,8 @@ from functools import lru_cache
 import torch
 from torch.autograd.function import once_differentiable
 
-from ..schedules.attention import ring_of_keys
-from ..schedules.schedule import chunk_bounds
+from ...schedules.attention import ring_of_keys
+from ...schedules.schedule import chunk_bounds
 from .attention_inputs import check_attention
 from .online_softmax import attend, differentiate, merge
 

@@ -4,8 +4,8 @@ import struct
 
 import torch
 
-from ..comm.call import brief, describe
-from ..errors import RankFailed
+from ...comm.call import brief, describe
+from ...errors import RankFailed
 from .alike import are_alike, fingerprint
 
 TEXT_NUMBERS = 30  # of eight characters: what a rank says of its error

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..errors import CollectiveMismatch
-from ..schedules.attention import BALANCES, chunk_owners
+from ...errors import CollectiveMismatch
+from ...schedules.attention import BALANCES, chunk_owners
 from .sequence import check_lengths
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

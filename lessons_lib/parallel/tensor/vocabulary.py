@@ -5,8 +5,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from .conjugate import add_up, bounds
+from .layers import SplitLayer, check_plain
 from .parts import whole_size
-from .tensor import SplitLayer, check_plain
 
 
 class VocabParallelEmbedding(SplitLayer):

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import torch
 
-from .flat import empty_like, pack, unpack
+from ..flat import empty_like, pack, unpack
 
 PULL, PUSH, DONE = range(3)
 _NUM_FIXED = 2  # of a header: what it is, and the weight

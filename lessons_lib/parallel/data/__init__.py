@@ -1,0 +1,1 @@
+"""Data parallelism, and what it is made of (lesson 12)."""

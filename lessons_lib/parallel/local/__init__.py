@@ -1,0 +1,1 @@
+"""Training with fewer waits, or none: local steps and parameter servers (lesson 13)."""

@@ -1,0 +1,1 @@
+"""Pipeline parallelism: layers on different ranks (lesson 16)."""

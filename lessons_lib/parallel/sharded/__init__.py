@@ -1,0 +1,1 @@
+"""ZeRO: state, gradients and weights in shares (lesson 14)."""

@@ -1,0 +1,1 @@
+"""Tensor parallelism: layers that are split over the ranks (lesson 15)."""
