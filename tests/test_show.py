@@ -94,6 +94,7 @@ def pipelines_of(num_micro_batches):
 LOADED = [("loader", 1.0, 2.0), ("loader", 2.0, 3.0), ("device", 2.0, 2.5)]
 PICTURES = {
     "lines": lambda: show.lines({"ring": [1, 2, 3], "star": ([0, 1], [4, 5])}, "step", "time (ms)", guess=2),
+    "lines named inside": lambda: show.lines({"ring": ([9, 1], [1, 9])}, "x", "y", names_at={"ring": (6, 6)}),
     "log lines": lambda: show.lines({"ring": ([2, 4, 8], [1, 10, 1e6])}, "ranks", "bytes", logx=True, logy=True),
     "lines with points": lambda: show.lines(
         {"star": [1, 2, 3], "ring": [1, 1, 1]}, "ranks", "time (ms)", points={"star": ([0, 2], [1.2, 2.5])}
@@ -215,6 +216,15 @@ def test_curves_are_named_at_their_ends_and_the_guess_is_drawn():
     assert not any("guess" in word for word in words(show.lines({"a": [1]}, "x", "y", guess=...)))
     with pytest.raises(TypeError, match="guess"):
         show.lines({"a": [1]}, "x", "y", guess="soon")
+
+
+def test_a_curve_is_named_elsewhere_where_asked():
+    picture = show.lines({"ring": ([2, 1], [1, 2]), "star": [3, 4]}, "x", "y", names_at={"ring": (1.2, 1.9)})
+    [text] = picture.figure.axes[0].texts
+    assert (text.get_text(), text.get_position()) == ("ring", (1.2, 1.9))
+    assert [text.get_text() for text in picture.figure.findobj(Text)].count("ring") == 1 and "star" in words(picture)
+    with pytest.raises(ValueError, match="names_at of ring"):
+        show.lines({"star": [1]}, "x", "y", names_at={"ring": (1, 1)})
 
 
 def test_points_have_the_colour_of_their_curve_and_are_inside_a_logarithmic_axis():

@@ -6,7 +6,7 @@ import numpy as np
 
 from .labels import draw_guess, edge_labels, mark
 from .picture import picture
-from .style import LINE_STYLES, MARKERS, assign_colours, figure, log_axis
+from .style import LINE_STYLES, MARKERS, assign_colours, figure, log_axis, text_colour
 
 _MARKED_POINTS = 30  # a curve of at most so many points shows each of them
 
@@ -24,6 +24,7 @@ def lines(
     points=None,
     marks=None,
     levels=None,
+    names_at=None,
     colours=None,
     ax=None,
     **limits,
@@ -42,6 +43,7 @@ def lines(
             curve of a formula. That curve has no marks of its own then.
         marks: {label: x}, drawn as upright lines, such as a theory beside a measurement.
         levels: {label: y}, drawn as level lines.
+        names_at: {name: (x, y)}, where the name of a curve that ends far from the right edge starts instead.
         colours: {name: a colour, or the name of a thing in `COLOURS`}.
         ax: axes to draw in, instead of a new figure.
         limits: xlim=(low, high) and ylim=(low, high), which a slider's picture needs so that its axes stay still.
@@ -54,9 +56,11 @@ def lines(
     series = {name: _points(name, values) for name, values in series.items()}
     ax = ax or figure()[1]
     points = {name: _points(name, pair) for name, pair in (points or {}).items()}
-    if set(points) - set(series):
-        raise ValueError(f"points of {', '.join(set(points) - set(series))}: names of curves are needed")
-    _draw_curves(ax, series, points, assign_colours(series, colours), logx, logy)
+    names_at = names_at or {}
+    for argument, given in (("points", points), ("names_at", names_at)):
+        if set(given) - set(series):
+            raise ValueError(f"{argument} of {', '.join(set(given) - set(series))}: names of curves are needed")
+    _draw_curves(ax, series, points, names_at, assign_colours(series, colours), logx, logy)
     if title:
         ax.set_title(title)
     for axis, straight in (("x", marks), ("y", levels)):
@@ -67,7 +71,7 @@ def lines(
     return picture(ax.figure, f"{title or ylabel + ' against ' + xlabel}: {', '.join(map(str, series))}")
 
 
-def _draw_curves(ax, series, points, colours, logx, logy):
+def _draw_curves(ax, series, points, names_at, colours, logx, logy):
     ax.margins(x=0.02)
     for axis in [ax.xaxis] * logx + [ax.yaxis] * logy:
         log_axis(axis, np.concatenate([pair[axis is ax.yaxis] for pair in [*series.values(), *points.values()]]))
@@ -79,7 +83,9 @@ def _draw_curves(ax, series, points, colours, logx, logy):
             look = {"linestyle": "", "marker": "o", "markersize": 7, "markeredgewidth": 2, "zorder": 3}
             ax.plot(*points[name], **look, color="white", markeredgecolor=colours[name])
         seen = np.flatnonzero(np.isfinite(x) & np.isfinite(y) & ((x > 0) | (not logx)) & ((y > 0) | (not logy)))
-        if len(seen):
+        if name in names_at:
+            ax.text(*names_at[name], name, color=text_colour(colours[name]), fontsize=10, va="center")
+        elif len(seen):
             edge_labels(ax).add((x[seen[-1]], y[seen[-1]]), ax.transData, str(name), colours[name])
 
 
