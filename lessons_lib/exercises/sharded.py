@@ -110,13 +110,13 @@ sharded_adam = Exercise(
 
 
 def gather_on_use(comm, shards, shapes, x):
-    """Return the output of a stack of layers, x -> tanh(x W.T), whose weights lie in shares on the ranks.
+    """Return the output of a stack of layers, x -> tanh(x W.T), whose weights are sharded over the ranks.
 
-    shards: for each layer this rank's share of W, 1-D: of the flattened W's numbers those of
+    shards: for each layer this rank's shard of W, 1-D: of the flattened W's numbers those of
         `chunk_bounds(rows * columns, comm.world_size)[comm.rank]`. They stay as they are.
     shapes: for each layer (rows, columns) of its W.
     x: (n, columns of the first W); it stays as it is. Without layers the output is x.
-    Memory: one whole W at a time. Each share travels once to every other rank.
+    Memory: one whole W at a time. Each shard travels once to every other rank.
     """
     for shard, shape in zip(shards, shapes, strict=True):
         whole = shard.new_empty(shape)
@@ -204,7 +204,7 @@ gather_on_use = Exercise(
         ),
     ],
     hints=[
-        "Which collective puts the shares of all ranks one after the other? And how large is what it fills?",
+        "Which collective puts the shards of all ranks one after the other? And how large is what it fills?",
         "In the loop: an empty tensor of the layer's shape, `comm.all_gather(whole, shard)`, then the layer itself.",
         "A name keeps its tensor alive until it gets another one: `del whole` at the end of each turn.",
     ],
