@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from lessons_lib import Mesh, launch
+from lessons_lib.memory import Meter
 from lessons_lib.models import GPT
 from lessons_lib.parallel import (
     ExpertParallel,
@@ -22,7 +23,7 @@ from lessons_lib.parallel import (
     split_layers,
     split_sequence,
 )
-from lessons_lib.schedules import one_f_one_b, zbv
+from lessons_lib.schedules import chunk_bounds, one_f_one_b, zbv
 
 AXES = ("dp", "ep", "pp", "cp", "tp")
 MESHES = [dict(zip(AXES, sizes, strict=True)) for sizes in product((1, 2, 4, 8), repeat=5) if prod(sizes) == 8]
@@ -134,7 +135,16 @@ def train(comm, sizes, expected, optimiser="adam", freeze=None, padded=False, mo
             whole = state[name.partition(".")[2]]
             worst = max(worst, ((weight - whole).abs().max() / whole.abs().max()).item())
     held = [(name, p.numel()) for name, p in net.named_parameters()]
-    return worst, {axis: counted.get(axis, 0) for axis in AXES}, held, sum(travelled)
+    counted = {axis: counted.get(axis, 0) for axis in AXES}
+    return worst, counted, held, sum(travelled), resident(net, optimizer), mesh.coordinates
+
+
+def resident(net, optimizer):
+    """Bytes of memory behind this rank's parameters, gradients and the state of its optimiser, each memory once."""
+    parameters = list(net.parameters())
+    state = [tensor for each in optimizer.state.values() for tensor in each.values()]
+    gradients = [p.grad for p in parameters if p.grad is not None]  # a frozen one has none
+    return [Meter(*tensors).now for tensors in (parameters, gradients, state)]
 
 
 def freeze_block(net, number):
@@ -196,6 +206,30 @@ def formula(sizes, held, travelled):
     return found
 
 
+def residents(sizes, place, optimiser):
+    """The bytes of parameters, gradients and optimiser state that lie on one rank.
+
+    Args:
+        sizes: {axis: how many ranks}.
+        place: the rank's {axis: coordinate}.
+        optimiser: Adam keeps two numbers for each parameter and a count (float32) for each tensor, SGD one number.
+    """
+    tp, width, num_experts = sizes["tp"], WIDTH, EXPERTS // sizes["ep"]
+    first, stop = chunk_bounds(VOCABULARY, tp)[place["tp"]]
+    table, square = (stop - first) * width, 4 * width * width // tp
+    attention = square + 3 * width // tp + width  # q, k and v are cut with their biases; that of the output is whole
+    expert = 2 * square + 4 * width // tp + width  # up and down, each with its bias
+    block = 4 * width + attention + EXPERTS * width + num_experts * expert  # with two norms and a router
+    numbers = [table + CONTEXT * width, *[block] * num_layers(sizes), 2 * width + table]
+    tensors = [2, *[4 + 8 + 1 + 4 * num_experts] * num_layers(sizes), 3]
+    cuts = [stage * len(numbers) // sizes["pp"] for stage in range(sizes["pp"] + 1)]
+    own = slice(*cuts[place["pp"] : place["pp"] + 2])
+    is_tied = sizes["pp"] == 1  # else the first and the last stage have a table each
+    parameters = BYTES * (sum(numbers[own]) - is_tied * table)
+    counts = 4 * (sum(tensors[own]) - is_tied)
+    return [parameters, parameters, 2 * parameters + counts if optimiser == "adam" else parameters]
+
+
 @pytest.fixture(scope="module")
 def references():
     """{(optimiser, how many layers): one process's steps}."""
@@ -205,15 +239,18 @@ def references():
 # Each mesh is trained once: every other one with Adam or with SGD, four or five in one launch.
 @pytest.mark.parametrize("optimiser", OPTIMISERS)
 @pytest.mark.parametrize("first", range(0, len(MESHES), 9))
-def test_every_mesh_equals_one_process_at_every_step_and_sends_what_the_formula_says(first, optimiser, references):
+def test_every_mesh_equals_one_process_at_every_step_and_sends_and_keeps_what_formulas_say(
+    first, optimiser, references
+):
     chosen = MESHES[first : first + 9][optimiser == "sgd" :: 2]
     meshes = [(sizes, references[optimiser, num_layers(sizes)]) for sizes in chosen]
     ranks = launch(trained, meshes, optimiser, world_size=8, timeout_s=300)
     for sizes, results in zip(chosen, zip(*ranks, strict=True), strict=True):
-        worst, counted, held, travelled = zip(*results, strict=True)
+        worst, counted, held, travelled, kept, places = zip(*results, strict=True)
         assert max(worst) < 1e-10, sizes
         together = {axis: sum(each[axis] for each in counted) for axis in AXES}
         assert together == formula(sizes, held, sum(travelled)), sizes
+        assert [*kept] == [residents(sizes, place, optimiser) for place in places], sizes
 
 
 def sizes_of(**sizes):
