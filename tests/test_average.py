@@ -59,6 +59,18 @@ def test_a_mean_is_taken_once_over_each_axis():
         assert once == mean and after_more == mean + (rank % 2 + rank % 2 + 2) / 2
 
 
+def averaged_and_clipped(comm):
+    mesh, part = Mesh(comm, dp=2), parameter(1, 3)
+    average_gradients([part], mesh, "dp")
+    clip_grad_norm_([part], 0.5, mesh)
+    with pytest.raises(RuntimeError, match="mean over 'dp' already"):
+        average_gradients([part], mesh, "dp")
+
+
+def test_a_mean_is_still_one_when_it_has_been_clipped():
+    launch(averaged_and_clipped, world_size=2)
+
+
 def norms(comm):
     """Norms of a gradient of which 0 to 6 lie in pieces along tp, 7 twice, and 1, 1, 1 on the last stage alone."""
     mesh = Mesh(comm, pp=2, tp=3)

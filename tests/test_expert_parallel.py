@@ -14,13 +14,15 @@ from lessons_lib.models import GPT, MixtureOfExperts
 from lessons_lib.parallel import (
     DataParallel,
     ExpertParallel,
+    PipelineParallel,
     average_gradients,
     clip_grad_norm_,
     context_parallel,
     share_of_mean,
+    split_layers,
     split_sequence,
 )
-from lessons_lib.schedules import chunk_bounds, count, expert_routing
+from lessons_lib.schedules import chunk_bounds, count, expert_routing, one_f_one_b
 
 TIGHT = {"rtol": 1e-10, "atol": 1e-12}
 OPTIMISERS = {
@@ -224,6 +226,31 @@ def as_people_write_it(comm):
 
 def test_training_code_as_people_write_it_equals_one_process():
     launch(as_people_write_it, world_size=2)
+
+
+def never_cleared(comm):
+    """A loop that forgets zero_grad() is refused by all ranks; each way to clear gradients will do."""
+    mesh, model, layers = Mesh(comm, ep=2), gpt(0, 4), gpt(0, 4, tied=False).stages()
+    for block in [*model.blocks, *layers[1:-1]]:
+        block.mlp = ExpertParallel(block.mlp, mesh["ep"])
+    pipe = PipelineParallel(split_layers(layers, 1), comm.split(comm.rank), one_f_one_b(1, 1))
+    x, y = torch.randint(31, (2, 4, 8), generator=torch.Generator().manual_seed(1))
+    ways = (lambda: loss_of(model(x), y).backward()), (lambda: pipe.step(x, y, loss_of))
+    for net, backward in zip((model, pipe), ways, strict=True):
+        optimizer = OPTIMISERS["sgd"](net.parameters())
+        for set_to_none in (True, False):
+            for _ in range(2):  # accumulating before the average is right
+                backward()
+            average_gradients(net.parameters(), mesh, "ep")
+            clip_grad_norm_(net.parameters(), 0.1, mesh)
+            optimizer.step()
+            with pytest.raises(RuntimeError, match=r"would add a sum: clear them first by zero_grad"):
+                backward()
+            optimizer.zero_grad(set_to_none)
+
+
+def test_a_sum_over_ranks_is_not_added_to_their_mean():
+    launch(never_cleared, world_size=2)
 
 
 def resident(comm):

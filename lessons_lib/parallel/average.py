@@ -4,6 +4,7 @@ from math import prod
 
 import torch
 
+from .averaged import averaged, note_averaged
 from .copies import is_cut
 from .flat import pack, unpack
 
@@ -34,9 +35,9 @@ def average_gradients(parameters, mesh, axes):
     axes = (axes,) if isinstance(axes, str) else tuple(axes)
     groups = [mesh[axis] for axis in axes]
     trained = [parameter for parameter in dict.fromkeys(parameters) if parameter.requires_grad]
-    done = {parameter: _averaged_over(parameter.grad) for parameter in trained if parameter.grad is not None}
+    done = {parameter: averaged(parameter.grad) for parameter in trained if parameter.grad is not None}
     for axis in axes:
-        if done and all(axis in over for over in done.values()):
+        if done and all(axis in note.axes for note in done.values()):
             raise RuntimeError(f"the gradients are the mean over {axis!r} already: average them once in a step")
     for group in groups:
         if group.world_size > 1:
@@ -44,14 +45,10 @@ def average_gradients(parameters, mesh, axes):
     num_ranks = prod(group.world_size for group in groups)
     for parameter in trained:
         if parameter.grad is not None:
+            before = done.get(parameter, averaged(None))
+            was_sum = before.was_sum or any(is_cut(parameter, group) for group in groups)
             parameter.grad.div_(num_ranks)
-            parameter.grad._averaged = parameter.grad._version, (*done.get(parameter, ()), *axes)
-
-
-def _averaged_over(gradient):
-    """The axes over which a gradient is a mean; none if it has changed since."""
-    version, axes = getattr(gradient, "_averaged", (None, ()))
-    return axes if version == gradient._version else ()
+            note_averaged(parameter.grad, (*before.axes, *axes), was_sum)
 
 
 def _add_up(parameters, group):

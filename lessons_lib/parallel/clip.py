@@ -4,6 +4,7 @@ import math
 
 import torch
 
+from .averaged import scale
 from .copies import num_copies
 
 
@@ -44,7 +45,7 @@ def clip_grad_norm_(parameters, max_norm, comm, norm_type=2.0, error_if_nonfinit
         raise RuntimeError(f"the norm of the gradient is {norm.item()}: it cannot be clipped")
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     for parameter in held if max_norm < math.inf else ():
-        parameter.grad.mul_(factor.to(parameter.grad.dtype))
+        scale(parameter.grad, factor.to(parameter.grad.dtype))
     return norm
 
 

@@ -6,6 +6,7 @@ from torch import nn
 from ..errors import CollectiveMismatch
 from ..models import MixtureOfExperts
 from ..schedules.schedule import chunk_bounds
+from .averaged import ADDED, would_add
 from .copies import lies_on
 from .exchange import exchange
 from .replicas import share_start
@@ -22,6 +23,7 @@ class ExpertParallel(MixtureOfExperts):
     Gradients are those of the *sum* of all ranks' losses. An expert's comes from the tokens of all ranks: it is that
     sum already. The router's, as of all that lies on every rank, is this rank's term of it. `average_gradients` makes
     both those of the mean over ranks (of losses that are `share_of_mean`s where ranks have unequal numbers of tokens).
+    A backward pass that would add to that mean raises `RuntimeError`.
 
     Args:
         layer: a `MixtureOfExperts`, of the same shapes on all ranks. It is taken apart: use this one instead.
@@ -100,7 +102,21 @@ class ExpertParallel(MixtureOfExperts):
             answers = [expert(piece) for expert, piece in zip(self.experts.values(), pieces, strict=True)]
         # Without an expert, or with frozen ones, this rank has to be in the graph all the same: others wait for it.
         answers = torch.cat([by_expert[:0], *answers])[order.argsort()]
-        return answers.requires_grad_() if torch.is_grad_enabled() else answers
+        if not torch.is_grad_enabled():
+            return answers
+        answers.requires_grad_().register_hook(self._check_gradients)
+        return answers
+
+    def _check_gradients(self, gradient):
+        """A backward pass has come to the experts."""
+        if would_add(self.experts.parameters()):
+            raise RuntimeError(ADDED)
+
+    def __reduce__(self):
+        raise TypeError(
+            "an ExpertParallel belongs to its own rank and cannot be copied or pickled: use state_dict(), which is the "
+            "whole layer's if those of all ranks are put together"
+        )
 
 
 def _drop_others(module, state_dict, prefix, *_):

@@ -7,6 +7,7 @@ from torch import nn
 
 from ...schedules.pipeline import Pipeline
 from ...schedules.verify import verify
+from ..averaged import ADDED, would_add
 from ..copies import lies_on
 from ..replicas import share_start
 from .aside import SetAside
@@ -95,7 +96,7 @@ class PipelineParallel(nn.Module):
             TypeError, ValueError: x or y do not divide into equal micro-batches, require a gradient, which would be
                 lost, or differ between ranks; a tied parameter is frozen on some ranks alone, or has other numbers
                 there; a stage does not give one tensor, or `loss_fn` not one number.
-            RuntimeError: gradients are switched off.
+            RuntimeError: gradients are switched off, or are the mean over ranks of what this step would add a sum to.
             CollectiveMismatch: the ranks do not call it together, or with other shapes.
             RankFailed: another rank has raised.
         """
@@ -122,7 +123,11 @@ class PipelineParallel(nn.Module):
         """Meet the other ranks; this rank's modules {number: module}."""
         modules = {int(number): module for number, module in self.stages.items()}
         self._note_holders()
-        self._tied.check(self._meeting.begin(name, batch, self._tied.state(modules)))
+        adds = name == "step" and would_add(self.stages.parameters())
+        states = self._meeting.begin(name, batch, [*self._tied.state(modules), float(adds)])
+        self._tied.check(states)
+        if any(state[-1] for state in states):
+            raise RuntimeError(ADDED)
         return modules
 
     def _note_holders(self):
