@@ -15,6 +15,7 @@ from lessons_lib.memory import Meter
 from lessons_lib.models import GPT
 from lessons_lib.parallel import (
     DataParallel,
+    FullySharded,
     all_to_all_attention,
     average_gradients,
     clip_grad_norm_,
@@ -290,6 +291,28 @@ def as_people_write_it(comm):
 
 def test_training_code_as_people_write_it_equals_one_process():
     launch(as_people_write_it, world_size=2)
+
+
+def weighed_twice(comm):
+    """A loss that is a share of the mean, of modules that weigh too: over the same ranks, or over others."""
+    mesh, length = Mesh(comm, dp=2, cp=2), 2 + comm.rank
+    x = torch.randn(length, 3, generator=torch.Generator().manual_seed(comm.rank))
+    ways = (("dp", "cp"), True, True), ("cp", True, True), ("dp", True, False), ("cp", False, False)
+    for wrap in (DataParallel, FullySharded):
+        for axes, does_weigh, is_refused in ways:
+            net = wrap(torch.nn.Linear(3, 1), mesh[axes], weight_by_batch=does_weigh)
+            loss = net(x).square().mean()
+            share = share_of_mean(loss, length, mesh["cp"])
+            assert share.item() == pytest.approx(loss.item() * 2 * length / (5 if comm.rank < 2 else 9))  # to report it
+            if is_refused:
+                with pytest.raises(RuntimeError, match="each rank would count twice"):
+                    (share + 0.1 * loss).backward()
+            else:
+                share.backward()
+
+
+def test_a_loss_is_not_weighed_twice():
+    launch(weighed_twice, world_size=4)
 
 
 def outputs_of_several_kinds(comm):

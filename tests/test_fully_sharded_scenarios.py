@@ -463,7 +463,7 @@ def what_cannot_be(comm):
     net = FullySharded(model, comm)
     with pytest.raises(TypeError, match="is a FullySharded"):
         FullySharded(nn.Sequential(net), comm)
-    with pytest.raises(ValueError, match=r"first\.weight is split over this group already"):
+    with pytest.raises(ValueError, match=r"first\.weight is split over ranks of comm already"):
         FullySharded(net.module, comm)
     with pytest.raises(TypeError, match="cannot be copied"):
         copy.deepcopy(net)

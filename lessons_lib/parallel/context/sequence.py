@@ -4,6 +4,7 @@ import torch
 
 from ...schedules.attention import chunk_owners
 from ...schedules.schedule import chunk_bounds
+from ..weighed import refuse_weighed
 
 
 def sequence_positions(length, comm, balance="zigzag"):
@@ -59,9 +60,11 @@ def share_of_mean(loss, count, comm):
     """The loss to take the gradient of on this rank, so that the plain mean over ranks is right for unequal counts.
 
     With the mean ℓ_k over the n_k tokens of rank k, the mean over all is Σ n_k ℓ_k / Σ n_k, and rank k gets its term
-    N n_k ℓ_k / Σ n_k. `DataParallel` does that by itself: with it, this is for `weight_by_batch=False` alone. Where
-    keys or tokens of other ranks pass through a rank, no weighting of its gradients after the backward pass comes to
-    the same.
+    N n_k ℓ_k / Σ n_k. Where keys or tokens of other ranks pass through a rank, no weighting of its gradients after the
+    backward pass comes to the same.
+
+    `DataParallel` and `FullySharded` do that by themselves: with them, over the same ranks, this is for
+    `weight_by_batch=False` alone. Otherwise the backward pass raises `RuntimeError` on every rank.
 
     Args:
         loss: ℓ_k, a number with a graph; with n_k = 0 it does not count, even if it is nan.
@@ -72,7 +75,10 @@ def share_of_mean(loss, count, comm):
     """
     total = torch.tensor([float(count)], dtype=torch.float64, device=comm.device)
     comm.all_reduce(total)
-    return loss * (comm.world_size * count / total.item()) if count else torch.nan_to_num(loss) * 0.0
+    share = loss * (comm.world_size * count / total.item()) if count else torch.nan_to_num(loss) * 0.0
+    if share.requires_grad and comm.world_size > 1:
+        refuse_weighed(share, comm)
+    return share
 
 
 def check_lengths(name, lengths, balance):

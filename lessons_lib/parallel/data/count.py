@@ -11,7 +11,8 @@ from torch.nn.utils.rnn import PackedSequence
 from torch.utils._pytree import tree_map_only
 
 from ..hooks import Hook, remove
-from .weights import agree_on_weights
+from ..weighed import note_weighed
+from .weights import agree_on_weights, total_counts
 
 
 class Forward:
@@ -36,8 +37,11 @@ class Forward:
             nodes.add(tensor.grad_fn)
             if tensor._base is not None:  # a view that is changed in place gets another node, its base keeps its own
                 nodes.add(tensor._base.grad_fn)
-        for node in nodes - {None}:
+        nodes.discard(None)
+        for node in nodes:
             node.register_prehook(self)
+        if (reducer := self._reducer()).weight_by_batch:
+            note_weighed(nodes, reducer.comm)
 
     def __call__(self, gradients):
         reducer = self._reducer()
@@ -64,11 +68,12 @@ class SampleCounter:
     Attributes:
         given: the count that the caller of the wrapper has given for the forward pass under way, or None.
         is_checked: whether the forward pass under way goes through the wrapper, which sees to it that all is watched.
+        shards: the `Communicator` over which the module weighs its gradients by itself, or None.
     """
 
     def __init__(self, module, reducer, batch_dim):
         self._reducer, self._batch_dim = reducer, batch_dim
-        self.given, self.is_checked = None, False
+        self.given, self.is_checked, self.shards = None, False, None
         self._handles = [module.register_forward_hook(Hook(self, SampleCounter._bind), with_kwargs=True)]
 
     def __del__(self):
@@ -84,6 +89,8 @@ class SampleCounter:
         is_known = self.is_checked or self._reducer.trains_all(module)
         mixes_ranks = self._reducer.weight_by_batch and any(hasattr(layer, "mixes_ranks") for layer in module.modules())
         counts = self._count(args, kwargs, mixes_ranks)
+        if self.shards is not None:
+            counts = total_counts(counts, self.shards, self._reducer.comm)
         if mixes_ranks:
             output, counts = weigh_outputs(output, counts, self._reducer.comm), (1,)
         Forward(self._reducer, counts, is_known).bind(output)

@@ -8,6 +8,7 @@ from torch import nn
 
 from ..copies import is_cut_within
 from ..replicas import share_buffers, share_start
+from ..sharded.sharded_state import ShardedState
 from ..wrapped import check_communicator, check_module, check_parameters, check_trains
 from .count import SampleCounter, checked_weight, takes_weight
 from .reducer import Reducer
@@ -41,6 +42,9 @@ class DataParallel(nn.Module):
     In a module that `context_parallel` or `ExpertParallel` has changed, tokens of other ranks pass through this one.
     There n_k counts tokens (the two dimensions from `batch_dim` on), and weighs what comes back to the outputs, before
     it mixes with what comes from other ranks; one all-reduce of two numbers per forward pass tells Σ n_k.
+
+    Around a `FullySharded` over another axis, whose gradients are the mean over its ranks already, n_k are the samples
+    of all of them: one all-reduce of two numbers per forward pass adds them up, and every replica needs one.
 
     Raises:
         TypeError, ValueError: bad arguments; no parameter needs a gradient, or one is split over ranks of `comm`.
@@ -80,6 +84,9 @@ class DataParallel(nn.Module):
         self._reducer = Reducer(comm, bucket_cap_mb * 1e6, overlap, weight_by_batch)
         self._adopt()
         self._counter, self._takes_weight = SampleCounter(module, self._reducer, batch_dim or 0), takes_weight(module)
+        shards = _find_shards(module, weight_by_batch, batch_dim or 0)
+        self._check_shards = shards and shards.check_sync
+        self._counter.shards = shards.comm if shards and weight_by_batch else None
 
     def _adopt(self):
         """Start, or go on after the module has changed, with rank 0's numbers and the parameters that it has now."""
@@ -101,6 +108,9 @@ class DataParallel(nn.Module):
         if not torch.is_grad_enabled():
             return self.module(*args, **kwargs)
         self._check_module_is_ours()
+        if self._check_shards is not None:
+            self._check_shards(self._reducer.is_synced)
+            kwargs |= {} if weight is None else {"weight": weight}
         if self._shares_buffers and self.training and self._reducer.is_synced:
             share_buffers(self.module, self.comm)
         counter = self._counter
@@ -163,6 +173,20 @@ def _check_module(module, comm):
         if any(stride == 0 and size > 1 for size, stride in zip(tensor.shape, tensor.stride(), strict=True)):
             raise ValueError(f"{name} is an expanded tensor, whose elements share memory: register its .clone()")
     check_trains(module)
+
+
+def _find_shards(module, *options):
+    """`module` if it is a `FullySharded`, which has to weigh as we do; else None."""
+    for name, layer in module.named_modules():
+        if isinstance(layer, ShardedState):
+            if layer is not module:
+                raise TypeError(f"module.{name} is a FullySharded: the whole module has to be wrapped in one")
+            if layer.options != options:
+                raise ValueError(
+                    f"weight_by_batch, batch_dim={options}: those of the FullySharded, {layer.options}, are needed"
+                )
+            return module
+    return None
 
 
 def _check_batch_first(module):

@@ -64,6 +64,45 @@ def agree_on_weights(sizes, comm):
         )
 
 
+def total_counts(counts, comm, replicas):
+    """The samples of all ranks of `comm` together, where their gradients are the mean over these already.
+
+    Args:
+        counts: this rank's.
+        comm: the `Communicator` of the ranks that hold one replica.
+        replicas: the `Communicator` of the ranks that hold the same of each.
+
+    Raises:
+        ValueError: a replica has no sample, or it is not clear how many.
+
+    Communication: an all-reduce of two numbers; more of few where the lengths of several inputs differ.
+    """
+    total = torch.tensor([float(counts[0]), len(counts) > 1], dtype=torch.float64, device=comm.device)
+    comm.all_reduce(total)
+    if total[1]:
+        agree_on_weights(counts, comm)
+        total = torch.tensor(counts, dtype=torch.float64, device=comm.device)
+        comm.all_reduce(total)
+    if not all(has for (has,) in replicas.tell("samples of replicas", [int(total[0] > 0)])):
+        raise ValueError("no rank of one replica of a FullySharded has a sample: at least one of them needs one")
+    return tuple(total[: len(counts)].tolist())
+
+
+def check_equal(count, comm):
+    """Raise `ValueError` on every rank unless all count alike, so that no gradient has to be weighed.
+
+    Communication: an all-reduce of two numbers.
+    """
+    bounds = torch.tensor([count, -count], dtype=torch.float64, device=comm.device)
+    comm.all_reduce(bounds, "max")
+    most, least = bounds[0].item(), -bounds[1].item()
+    if most != least:
+        raise ValueError(
+            f"ranks have from {least:g} to {most:g} samples, and tokens of other ranks pass through the module, so "
+            "gradients cannot be weighed afterwards: weight_by_batch=False is needed, and losses by share_of_mean"
+        )
+
+
 def _are_proportional(table):
     """Whether all columns of `table` (ranks, sizes) have the ratios of the first one."""
     totals = table.sum(0)

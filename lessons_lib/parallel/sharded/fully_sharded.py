@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils._pytree import tree_map
 
-from ..copies import is_cut
+from ..copies import is_cut_within
 from ..data.count import checked_weight, takes_weight
 from ..data.data_parallel import DataParallel
 from ..wrapped import check_communicator, check_module, check_parameters
@@ -48,6 +48,7 @@ class FullySharded(ShardedState, nn.Module):
 
     Attributes:
         module: the wrapped module, whose parameters are the pieces.
+        options: (weight_by_batch, batch_dim).
 
     Raises:
         TypeError, ValueError: bad arguments.
@@ -64,7 +65,8 @@ class FullySharded(ShardedState, nn.Module):
 
     Differs from torch's `fully_shard`: a wrapper, flat shards; uneven batches are weighted; the optimiser may be made
     before. `state_dict` and `load_state_dict` are those of the whole module; all ranks call them together. The graph of
-    gradients (`create_graph=True`) is refused. A step between forward and backward raises.
+    gradients (`create_graph=True`) is refused. A step between forward and backward raises, and so do unequal n_k where
+    tokens of other ranks pass through a rank (`context_parallel`, `ExpertParallel`).
 
     Source: Rajbhandari et al., ZeRO (2020), §5.2 and §5.3; Zhao et al., PyTorch FSDP (2023); lesson 14.
     """
@@ -94,7 +96,7 @@ class FullySharded(ShardedState, nn.Module):
         self._passes.start([self._make(unit, names[unit], found, initialise) for unit in found])
         for buffer in module.buffers():
             comm.broadcast(buffer)
-        self._takes_weight = takes_weight(module)
+        self._takes_weight, self.options = takes_weight(module), (weight_by_batch, batch_dim)
 
     def _make(self, unit, name, found, initialise):
         places = materialise(unit, found, initialise, self.comm.device)
@@ -137,6 +139,14 @@ class FullySharded(ShardedState, nn.Module):
         finally:
             self._passes.is_synced = before
 
+    def check_sync(self, is_synced):
+        """Raise if a `DataParallel` around this would average gradients that wait here to be reduced."""
+        if is_synced and not self._passes.is_synced:
+            raise RuntimeError(
+                "no_sync() of a FullySharded within a DataParallel that averages: enter no_sync() of both, or of the "
+                "DataParallel alone"
+            )
+
     def __reduce__(self):
         raise TypeError("a FullySharded belongs to its own rank and cannot be copied or pickled: use net.state_dict()")
 
@@ -162,7 +172,10 @@ def _check(module, comm):
         if getattr(layer, "sparse", None) is True:
             raise ValueError(f"layer {name or 'module'} has sparse=True: dense gradients are needed, use sparse=False")
     for name, p in module.named_parameters():
-        if is_cut(p, comm):
-            raise ValueError(f"parameter {name} is split over this group already: wrap a module once")
+        if is_cut_within(p, comm):
+            raise ValueError(
+                f"parameter {name} is split over ranks of comm already: wrap a module once, and over ranks that hold "
+                "the same of it"
+            )
     if not any(True for _ in module.parameters()):
         raise ValueError("module has no parameter: there is nothing to share out")

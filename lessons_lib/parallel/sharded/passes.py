@@ -5,7 +5,9 @@ import weakref
 import torch
 
 from ..data.count import batch_sizes
+from ..data.weights import check_equal
 from ..replicas import share_buffers
+from ..weighed import note_weighed
 from .gathered import SaveWeightsAsPlaces
 
 
@@ -77,7 +79,15 @@ class Passes:
                 f"forward was given no tensor with a dimension {self._batch_dim}: how many samples there are is "
                 "needed, as weight=n"
             )
-        return counts if self.given is None else (self.given,)
+        counts = counts if self.given is None else (self.given,)
+        if any(hasattr(layer, "mixes_ranks") for layer in self._module.modules()):
+            check_equal(counts[0], self.comm)
+        return counts
+
+    def note_weighed(self, nodes):
+        """Outputs of a unit begin at these nodes of the graph."""
+        if self._weight_by_batch:
+            note_weighed(nodes, self.comm)
 
     def leaves(self, unit):
         """The forward of a unit has ended."""

@@ -80,6 +80,7 @@ class Unit:
             nodes = {tensor.grad_fn for tensor in tensors_in(output)} - {None}
             for node in nodes:
                 node.register_prehook(hook)
+            self.owner.note_weighed(nodes)
         self.owner.leaves(self)
 
     def _before_backward(self, gradients):
