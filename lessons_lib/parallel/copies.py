@@ -1,5 +1,6 @@
 """On how many ranks a number lies: what a norm over all ranks has to know, so that it counts each number once."""
 
+from collections import OrderedDict
 from math import prod
 
 from ..errors import check_whole
@@ -54,8 +55,17 @@ def is_cut_within(parameter, comm):
     return any(copies < size and len({*group.ranks} & {*comm.ranks}) > copies for group, (copies, size) in notes)
 
 
+def note_piece(parameter):
+    """Note that a parameter is a rank's piece of a flat one, 1-D, whatever shape it had."""
+    parameter._is_piece = True
+
+
+def is_piece(parameter):
+    return getattr(parameter, "_is_piece", False)
+
+
 class _Notes(dict):
     """They belong to their rank: a copy of the parameter, in a file or in another process, comes without them."""
 
     def __reduce__(self):
-        return dict, ()
+        return OrderedDict, ()  # one of the few kinds that torch.load takes from any file

@@ -21,6 +21,22 @@ class Hook:
         return _Inert, ()  # a copy of the module, also one on another rank or in a file, trains on its own
 
 
+class OwnHook:
+    """Calls `act(...)`, and lets nobody copy the module: it computes with other ranks."""
+
+    def __init__(self, act):
+        self._act = act
+
+    def __call__(self, *args):
+        return self._act(*args)
+
+    def __reduce__(self):
+        raise TypeError(
+            "a module that parallelize has split belongs to its own rank and cannot be copied or pickled: use "
+            "full_state_dict(module), and load it into a model of one process"
+        )
+
+
 class _Inert:
     """What is left of a `Hook` in a copy."""
 

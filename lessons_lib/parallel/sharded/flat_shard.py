@@ -3,7 +3,7 @@
 import torch
 from torch.autograd.graph import increment_version
 
-from ..copies import lies_on
+from ..copies import lies_on, note_piece
 from ..data.bucket import FLAG_DTYPES
 from ..data.weights import NUM_FLAGS, check_flags, flags_of
 from .layout import Layout
@@ -47,6 +47,7 @@ class FlatShard:
         for parameter, piece in zip(self.parameters, self._pieces, strict=True):
             parameter.data, parameter.grad = piece, None
             lies_on(parameter, self.comm)
+            note_piece(parameter)
 
     def put(self, whole):
         """Keep this rank's chunk of a flat tensor."""

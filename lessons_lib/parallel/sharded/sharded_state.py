@@ -18,7 +18,7 @@ class ShardedState:
             for unit in self._passes.units:
                 views = {}
                 for flat in unit.flats:
-                    views.update(zip(flat.parameters, flat.layout.views(wholes[flat]), strict=True))
+                    views.update(zip(flat.parameters, _parts(flat, wholes[flat]), strict=True))
                 unit.install(views)
         try:
             yield wholes
@@ -60,6 +60,13 @@ class ShardedState:
                 if number in own["state"]:
                     own["state"][number] = cut_state(own["state"][number], shape, part)
         optimizer.load_state_dict(own)
+
+
+def _parts(flat, whole):
+    """The whole parameters of a `FlatShard`, which may be parts of larger ones along another axis."""
+    for parameter, view in zip(flat.parameters, flat.layout.views(whole), strict=True):
+        view._part = getattr(parameter, "_part", None)
+        yield view
 
 
 def _number_of(parameter, optimizer):

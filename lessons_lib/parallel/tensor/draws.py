@@ -5,6 +5,7 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.dropout import _DropoutNd
 
+from ..hooks import OwnHook
 from .conjugate import bounds
 
 
@@ -29,8 +30,8 @@ class SharedDraws:
         for each in module.modules():
             droppers = [other for other in each.modules() if _may_drop(other)]
             if droppers or each is module:
-                each.register_forward_pre_hook(lambda outer, args, found=droppers: self._enter(outer, found))
-                each.register_forward_hook(lambda outer, args, output: self._leave(outer), always_call=True)
+                each.register_forward_pre_hook(OwnHook(lambda outer, args, found=droppers: self._enter(outer, found)))
+                each.register_forward_hook(OwnHook(lambda outer, args, output: self._leave(outer)), always_call=True)
 
     def _enter(self, module, droppers):
         self._inside.append(module)

@@ -5,6 +5,8 @@ import zlib
 from torch import nn
 
 from ...errors import check_whole
+from ..copies import is_piece
+from ..hooks import OwnHook
 from ..replicas import share_start
 from ..wrapped import check_communicator, check_module
 from .conjugate import add_up, check_divides, cut, join
@@ -67,6 +69,8 @@ def parallelize(module, comm, plan, sequence_parallel=False, gather_again=False,
     """
     check_module(module)
     check_communicator(comm)
+    if any(is_piece(parameter) for parameter in module.parameters()):
+        raise ValueError("module holds pieces of a FullySharded: parallelize it first, and wrap it then")
     kinds = read_plan(module, plan)
     check_plan(module, comm, kinds, sequence_parallel)
     check_whole("sequence_dim", sequence_dim, 0)
@@ -100,9 +104,8 @@ def _split(layer, kind, comm, positions, gather_again):
     if kind == "heads":
         divide_heads(layer, comm)
         if positions is not None:
-            layer.register_forward_pre_hook(
-                lambda module, args: gather_input(module, args, comm, positions, gather_again)
-            )
+            gather = OwnHook(lambda module, args: gather_input(module, args, comm, positions, gather_again))
+            layer.register_forward_pre_hook(gather)
     elif kind == "dropout" or isinstance(kind, tuple):
         return SplitDropout(layer.p, comm, kind[1] if isinstance(kind, tuple) else -1).train(layer.training)
     elif positions is not None:
@@ -113,9 +116,9 @@ def _split(layer, kind, comm, positions, gather_again):
 def _on_positions(layer, kind, comm, positions):
     """The layer in its place under sequence parallelism."""
     if kind == "scatter":
-        layer.register_forward_hook(lambda module, args, output: _own_positions(output, comm, positions))
+        layer.register_forward_hook(OwnHook(lambda module, args, output: _own_positions(output, comm, positions)))
     elif kind == "gather":
-        layer.register_forward_hook(lambda module, args, output: _all_positions(output, comm, positions))
+        layer.register_forward_hook(OwnHook(lambda module, args, output: _all_positions(output, comm, positions)))
     elif kind == "sequence" and isinstance(layer, nn.Dropout):
         return SplitDropout(layer.p, comm, positions).train(layer.training)
     elif kind == "sequence":

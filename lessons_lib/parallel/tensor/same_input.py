@@ -5,6 +5,8 @@ import zlib
 import torch
 from torch.utils._pytree import tree_leaves
 
+from ..hooks import OwnHook
+
 
 def compare_first_input(module, comm, is_whole):
     """Let the first forward pass of `module` raise `CollectiveMismatch` on every rank where the ranks' inputs differ.
@@ -24,4 +26,4 @@ def compare_first_input(module, comm, is_whole):
                 number = zlib.crc32(bits.numpy(), number)
         comm.transport.agree(f"input of {type(module).__name__} with checksum {number:08x}: the same batch is needed")
 
-    handle = module.register_forward_pre_hook(compare, with_kwargs=True)
+    handle = module.register_forward_pre_hook(OwnHook(compare), with_kwargs=True)
