@@ -5,6 +5,7 @@ import zlib
 import torch
 from torch.autograd.graph import increment_version
 
+from ..copies import is_cut_within
 from ..wrapped import check_communicator
 from .layout import Layout
 from .mixing import check_steps_alone
@@ -35,7 +36,8 @@ class ShardedOptimizer(torch.optim.Optimizer):
     Raises:
         TypeError: an argument of another type.
         ValueError: an option is refused by `optimizer_class`, or its step mixes numbers of a tensor, as that of Muon,
-            Adafactor or LBFGS does (which is tried out, so that it also holds for a class of your own).
+            Adafactor or LBFGS does (which is tried out, so that it also holds for a class of your own); a parameter is
+            split over ranks of `comm`, as by `parallelize`.
         CollectiveMismatch: parameters differ in shape between ranks, or gradients in value.
 
     Communication: an all-gather of the P weights that have gradients, in which a rank sends (N - 1) ceil(P/N) numbers,
@@ -66,6 +68,11 @@ class ShardedOptimizer(torch.optim.Optimizer):
         group = self.param_groups[-1]
         check_steps_alone(self._class, _options_of(group), self._options)
         for parameter in group["params"]:
+            if is_cut_within(parameter, self.comm):
+                raise ValueError(
+                    f"a parameter {tuple(parameter.shape)} is split over ranks of comm: a comm of ranks that hold the "
+                    "same of it is needed, such as another axis of the mesh"
+                )
             if parameter.device.type != self.comm.device.type:
                 raise ValueError(f"a parameter is on {parameter.device}, this rank on {self.comm.device}")
         kinds = dict.fromkeys((p.dtype, p.requires_grad) for p in group["params"])
