@@ -21,6 +21,13 @@ class RankFailed(RuntimeError):
         return self.reason + (f"\n\n{self.details.rstrip()}" if self.details else "")
 
 
+class RankLost(RankFailed):
+    """A rank of an elastic launch has died: what was begun with it cannot end, and `comm.regroup()` goes on without it.
+
+    Whatever a rank does with a communicator from before raises this, until it has regrouped.
+    """
+
+
 class CollectiveMismatch(RuntimeError):
     """Ranks disagree on what they do together: another operation, shape, dtype, order, or one has returned.
 

@@ -28,10 +28,13 @@ class Board:
         rank, world_size: who writes here, of how many.
         name: of a zeroed `Block` of `Board.size_bytes(world_size, extra_bytes)`, made by the launcher.
         timeout_s: how long a wait lasts before `RankFailed` names who did not come.
+        liveness: the `Liveness` of an elastic launch, or None.
+        generation: the number of the `Generation` that meets here.
     """
 
-    def __init__(self, rank, world_size, name, extra_bytes, timeout_s):
+    def __init__(self, rank, world_size, name, extra_bytes, timeout_s, liveness=None, generation=0):
         self.rank, self.world_size, self.timeout_s = rank, world_size, timeout_s
+        self.liveness, self.generation = liveness, generation
         self.block = Block(self.size_bytes(world_size, extra_bytes), name)
         self._bytes = memoryview(self.block.view)
         self.ints = self._bytes.cast("B").cast("q")
@@ -77,6 +80,7 @@ class Board:
         ints[self._line + VALUE], ints[self._line + INDEX] = (-1 if self.meanwhile else value), index
         while ints[index] < value:
             waited_s = now_s() - start_s
+            self._check_all_live()
             if self.meanwhile:
                 self.meanwhile()
             self._give_way(index, value, waited_s)
@@ -89,6 +93,10 @@ class Board:
                     f"rank {peer} did not answer within timeout_s={self.timeout_s:g} s: rank {self.rank} was waiting "
                     f"for it in {self.doing(self.rank)}; rank {peer} was in {self.doing(peer)}",
                 )
+
+    def _check_all_live(self):
+        if self.liveness is not None:
+            self.liveness.check(self.generation)
 
     def _give_way(self, index, value, waited_s):
         """Yield the core, or sleep until somebody writes at `index`; without a bell, nap a little in a long wait."""
@@ -110,6 +118,7 @@ class Board:
         """Wait until `condition()` is not None, and return it. `what` is awaited of any rank, in words."""
         start_s = now_s()
         while (found := condition()) is None:
+            self._check_all_live()
             yield_core()
             if (waited_s := now_s() - start_s) > NAP_S:
                 time.sleep(min(waited_s / 20, NAP_S))
@@ -204,6 +213,7 @@ class Board:
         """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`."""
         # A rank that is one call ahead has written its other slot, so two slots are enough. The text comes first, the
         # count that says it is there last.
+        self._check_all_live()
         self._num_calls += 1
         slot = self._num_calls % 2
         self._write(slot, f"{call}\n{note}")

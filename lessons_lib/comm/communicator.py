@@ -32,16 +32,19 @@ class Communicator(Messages, Deliveries, Groups):
             they are traced or links are emulated, which only our own messages can show.
         device: where this rank should keep its tensors.
         trace: whether to record spans.
+        ranks: the numbers in the launch of the ranks, where they are not 0 to world_size - 1.
+        restart_count: how often this rank has been started again after a failure.
 
     Attributes:
         rank, world_size, device: this rank's number, how many there are, and its device.
         ranks: the numbers in the launch of all ranks of this group, in order; of a launch, 0 to world_size - 1.
+        restart_count: how often this rank has been started again after a failure: 0 at first.
         name: of a group; "" for a launch.
         ledger: `Ledger` of what this rank has moved.
         trace: `Trace` of what it did, or None.
     """
 
-    def __init__(self, transport, algorithm="auto", device="cpu", trace=False):
+    def __init__(self, transport, algorithm="auto", device="cpu", trace=False, ranks=None, restart_count=0):
         check_algorithm(algorithm)
         if algorithm == "torch" and not transport.has_own_collectives:
             raise ValueError('algorithm="torch" needs transport="torch": torch.distributed is not started otherwise')
@@ -49,7 +52,7 @@ class Communicator(Messages, Deliveries, Groups):
             check_schedule(algorithm, transport.world_size)
         self.transport, self.algorithm, self.device = transport, algorithm, torch.device(device)
         self.rank, self.world_size = transport.rank, transport.world_size
-        self.ranks, self.name = list(range(self.world_size)), ""
+        self.ranks, self.name, self.restart_count = ranks or list(range(self.world_size)), "", restart_count
         self.ledger = Ledger()
         self.trace = transport.trace = Trace(source=transport.source) if trace else None
         self._plans, self._background = Plans(self.rank, self.world_size), Background()

@@ -17,7 +17,18 @@ def meeting_bytes(transport, world_size):
     return board_bytes(world_size) if transport == "shared_memory" else 8
 
 
-def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s, links=None, **options):
+def meet(
+    transport,
+    rank,
+    world_size,
+    meeting_place,
+    start_timeout_s,
+    timeout_s,
+    links=None,
+    elastic=None,
+    ranks=None,
+    **options,
+):
     """Join the other ranks of this machine.
 
     Args:
@@ -27,7 +38,9 @@ def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s,
         start_timeout_s: how long the others may take to come here, in seconds.
         timeout_s: how long any later wait may last, in seconds.
         links: `Links` to emulate, or None.
-        options: `algorithm`, `device` and `trace` of the `Communicator`.
+        elastic: of an elastic launch, its `Liveness` and the number of the `Generation` that meets.
+        ranks: the numbers in the launch of those that meet; None: all.
+        options: `restart_count`, `algorithm`, `device` and `trace` of the `Communicator`.
 
     Returns:
         The `Communicator`, when all ranks have come.
@@ -36,10 +49,10 @@ def meet(transport, rank, world_size, meeting_place, start_timeout_s, timeout_s,
         RankFailed: a rank does not come, or ended while this one was connecting to it.
     """
     if transport == "shared_memory":
-        joined = SharedMemoryTransport(rank, world_size, meeting_place, start_timeout_s, links)
-        joined.agree("start")
+        joined = SharedMemoryTransport(rank, world_size, meeting_place, start_timeout_s, links, elastic, ranks)
+        joined.agree(f"regroup after {elastic[1]} failures" if elastic and elastic[1] else "start")
         joined.set_timeout(timeout_s)
-        return Communicator(joined, **options)
+        return Communicator(joined, ranks=ranks, **options)
     store = dist.FileStore(meeting_place, world_size)
     limit = timedelta(seconds=max(start_timeout_s, timeout_s))  # gloo's limit for connecting is that of its collectives
     try:

@@ -1,8 +1,9 @@
 """Groups: some ranks of a communicator, as a communicator of their own."""
 
+from contextlib import suppress
 from numbers import Integral
 
-from ..errors import CollectiveMismatch, RankFailed, check_whole
+from ..errors import CollectiveMismatch, RankFailed, RankLost, check_whole
 from ..schedules.schedule import Schedule
 from ..trace import GroupTrace
 from .background import Background
@@ -37,9 +38,40 @@ class Groups:
         transport = self._background.alone(self.transport.make_group, members)
         return self._group(transport, members, name or f"group {color}") if members else None
 
+    def regroup(self):
+        """Go on after a rank of an elastic launch has died: with those that live, and with its replacement if one came.
+
+        All that live call it together, when they have caught `RankLost`; where another rank dies meanwhile, it waits
+        for the others to notice. A replacement begins the function anew with `restart_count` 1, and meets them here:
+        its communicator is this one. What was made for the old communicator (groups, meshes, strategies, buffers for
+        collectives) has to be made for the new one.
+
+        Returns:
+            The `Communicator` of the ranks that live, in their order; `ranks` has their numbers in the launch.
+
+        Raises:
+            RuntimeError: the launch is not elastic, no rank has died, or this is a group.
+            RankFailed: a rank that lives does not come.
+
+        Source: MPI_Comm_shrink of User Level Failure Mitigation (Bland et al., 2013); lesson 21.
+        """
+        if self.name:
+            raise RuntimeError(f"regroup() of group {self.name!r}: the launch's own communicator is needed")
+        with suppress(RankLost):  # what goes on in the background ends so
+            self._background.settle()
+        transport, ranks = self._background.alone(self.transport.regroup, self.ranks[self.rank])
+        is_for_all = isinstance(self.algorithm, Schedule) and len(ranks) < self.world_size
+        made = type(self)(transport, "auto" if is_for_all else self.algorithm, self.device, ranks=ranks)
+        made.restart_count, made.ledger = self.restart_count, self.ledger
+        made._background = GroupBackground(ranks, "the ranks that live")
+        if self.trace is not None:
+            made.trace = transport.trace = GroupTrace(self.trace, "", ranks)
+        transport.liveness.newest = made
+        return made
+
     def _group(self, transport, members, name):
         algorithm = "auto" if isinstance(self.algorithm, Schedule) else self.algorithm
-        group = type(self)(transport, algorithm, self.device)
+        group = type(self)(transport, algorithm, self.device, restart_count=self.restart_count)
         group.ranks, group.name = [self.ranks[rank] for rank in members], name
         group._background = GroupBackground(group.ranks, name)
         group.ledger = self.ledger.group(name)
@@ -74,6 +106,8 @@ class GroupBackground(Background):
     def alone(self, operation, *args):
         try:
             return super().alone(operation, *args)
+        except RankLost:  # names the rank as the launch does already
+            raise
         except CollectiveMismatch as error:
             calls = {self._ranks[r]: f"{call} as rank {r} of {self._name!r}" for r, call in error.calls.items()}
             raise CollectiveMismatch(calls) from error

@@ -10,13 +10,14 @@ from weakref import WeakValueDictionary
 import numpy as np
 import torch
 
+from ..errors import RankLost
 from .block import Block
 from .board import IDLE, Board
 from .call import Call
 from .check import check_memory
 from .mail import Mail, boxes_bytes
 from .shared_window import DeliveryWindow, SharedWindow
-from .transport import GroupWire, Transport
+from .transport import EmulatedWire, GroupWire, Transport
 
 
 def board_bytes(world_size):
@@ -25,13 +26,25 @@ def board_bytes(world_size):
 
 
 class SharedMemoryTransport(Transport):
-    """See the module. `board` is the name of a zeroed `Block` of `board_bytes(world_size)`, made by the launcher."""
+    """See the module.
+
+    Args:
+        rank, world_size: who this is, of how many.
+        board: the name of a zeroed `Block` of `board_bytes(world_size)`, made by the launcher.
+        timeout_s: how long any wait may last.
+        links: `Links` to emulate, or None.
+        elastic: of an elastic launch, its `Liveness` and the number of the `Generation` that meets; or None.
+        ranks: the numbers in the launch of those that meet, as `links` knows them; None: all.
+    """
 
     segment_bytes = 4 << 20  # what one round has written is still in the cache when the next round reads it
 
-    def __init__(self, rank, world_size, board, timeout_s, links=None):
+    def __init__(self, rank, world_size, board, timeout_s, links=None, elastic=None, ranks=None):
         super().__init__(rank, world_size, links)
-        self.board = Board(rank, world_size, board, boxes_bytes(world_size), timeout_s)
+        self._links, self._elastic = links, elastic or (None, 0)
+        if links and ranks:
+            self.wire = GroupWire(EmulatedWire(ranks[rank], links), ranks)
+        self.board = Board(rank, world_size, board, boxes_bytes(world_size), timeout_s, *self._elastic)
         self.mail = Mail(self.board, self.wire)
         self._buffers, self._num_buffers, self._scratch = WeakValueDictionary(), 0, None  # by number
 
@@ -139,13 +152,45 @@ class SharedMemoryTransport(Transport):
         made = None
         if members:
             made = SharedMemoryTransport(
-                members.index(self.rank), len(members), names[members[0]], self.board.timeout_s
+                members.index(self.rank),
+                len(members),
+                names[members[0]],
+                self.board.timeout_s,
+                elastic=self._elastic,
             )
             made.wire = made.mail.wire = GroupWire(self.wire, members) if self.wire else None
         self.agree("groups are made")
         if own:
             own.end()
         return made
+
+    @property
+    def liveness(self):
+        """The `Liveness` of an elastic launch, or None."""
+        return self._elastic[0]
+
+    def regroup(self, number, start_timeout_s=120.0):
+        """Meet those that live after a death; the transport and their numbers in the launch. `number` is this rank's.
+
+        Raises:
+            RuntimeError: ranks of this launch may not die, or none has.
+        """
+        liveness, generation = self._elastic
+        if liveness is None:
+            raise RuntimeError("regroup() needs launch(..., elastic=True): otherwise all ranks end with one that fails")
+        if liveness.number == generation:
+            raise RuntimeError("regroup(): no rank has died since this communicator was made")
+        while True:
+            newest = liveness.read()
+            place, elastic = newest.ranks.index(number), (liveness, newest.number)
+            where = place, len(newest.ranks), newest.board, start_timeout_s
+            made = SharedMemoryTransport(*where, self._links, elastic, newest.ranks)
+            try:
+                made.agree(f"regroup after {newest.number} failures")
+            except RankLost:  # one more, before all had come
+                continue
+            made.set_timeout(self.board.timeout_s)
+            return made, newest.ranks
 
     def close(self):
         self._scratch = None

@@ -116,6 +116,14 @@ class Transport:
         """
         raise NotImplementedError
 
+    def regroup(self, number):
+        """Meet those that live after a death; the transport and their numbers in the launch. `number` is this rank's.
+
+        Raises:
+            RuntimeError: ranks of this launch may not die, or none has.
+        """
+        raise RuntimeError("regroup() needs launch(..., elastic=True), which is for ranks of one machine")
+
     def close(self):
         """Let go of memory and sockets."""
 

@@ -43,7 +43,9 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
         if torch.device(device).type != "cpu":
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
         dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
-    return of_group(timeout_s, links, own_group, algorithm=algorithm, device=device, trace=trace)
+    options = {"algorithm": algorithm, "device": device, "trace": trace}
+    restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+    return of_group(timeout_s, links, own_group, restart_count=restart_count, **options)
 
 
 def _choose_interface():

@@ -2,18 +2,21 @@
 
 import inspect
 import os
+import sys
 import tempfile
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from numbers import Integral
 
 from ..comm.block import Block
 from ..comm.check import check_memory
 from ..comm.factory import TRANSPORTS, meeting_bytes
 from ..devices import usable_cores
-from ..errors import InvalidSchedule
+from ..errors import InvalidSchedule, RankFailed, check_whole
 from ..schedules import Links, Schedule
 from ..schedules.choose import check_algorithm
 from ..schedules.verify import check_schedule
+from .elastic import ElasticRanks
 from .interrupts import interrupts_put_off
 from .processes import Ranks
 from .rank import Setup
@@ -30,11 +33,12 @@ class Results(list):
     Attributes:
         ledgers: a `Ledger` for each rank: what it moved.
         trace: the `Trace` of all ranks, if `trace=True` was asked for, else None.
+        failures: a `RankFailed` for each failure that was survived, in order.
     """
 
-    def __init__(self, results, ledgers, trace):
+    def __init__(self, results, ledgers, trace, failures=()):
         super().__init__(results)
-        self.ledgers, self.trace = ledgers, trace
+        self.ledgers, self.trace, self.failures = ledgers, trace, list(failures)
 
 
 def launch(
@@ -46,6 +50,9 @@ def launch(
     links=None,
     timeout_s=60.0,
     trace=False,
+    restarts=0,
+    elastic=False,
+    spares=0,
     **kwargs,
 ):
     """Run `fn(comm, *args, **kwargs)` in `world_size` fresh processes of this machine; a list of what they return.
@@ -60,12 +67,19 @@ def launch(
         timeout_s: how long a rank waits for another one before it gives up, in seconds.
         trace: record what every rank did and when. Large tensors then travel whole, not in segments, so that every
             message of the schedule is one bar of the timeline; a traced collective is slower for it.
+        restarts: how often all ranks may start again after one has failed, as `torchrun --max-restarts` does;
+            `comm.restart_count` says which time it is. What `fn` has kept on disk is there for the next time.
+        elastic: a rank that fails does not end the others (shared memory only): what they do with a communicator
+            raises `RankLost`, and `comm.regroup()` goes on with those that live.
+        spares: of an elastic launch, how many ranks that fail are replaced by a new process.
 
     Returns:
-        `Results`: a list, one result a rank, with `.ledgers` and `.trace`.
+        `Results`: a list, one result a rank, with `.ledgers`, `.trace` and `.failures`. Of an elastic launch, None for
+        a rank that has failed and was not replaced.
 
     Raises:
-        RankFailed: a rank raised, exited, was killed, or was waited for longer than timeout_s.
+        RankFailed: a rank raised, exited, was killed, or was waited for longer than timeout_s, once more than
+            `restarts` allows; of an elastic launch, all have failed.
         CollectiveMismatch: the ranks disagree on what they do together.
         TypeError, ValueError: bad arguments.
         MemoryError: a copy of the arguments for every rank does not fit into memory.
@@ -79,38 +93,59 @@ def launch(
     Programs that ranks have started live on where all ranks return, and end with them where one fails.
     """
     _check(fn, world_size, transport, algorithm, links, timeout_s)
+    _check_failures(restarts, elastic, spares, transport)
     given = {"transport": transport, "algorithm": algorithm, "links": links, "timeout_s": timeout_s, "trace": trace}
+    given |= {"restarts": restarts, "elastic": elastic, "spares": spares}
     _check_names(fn, args, {"world_size": world_size, **given})
     world_size = int(world_size)
     work, sources = _packed(fn, args, kwargs)
     check_memory("fn with its arguments", world_size, len(work))
+    setup = partial(
+        Setup,
+        world_size=world_size,
+        transport=transport,
+        algorithm=algorithm,
+        links=links,
+        timeout_s=timeout_s,
+        trace=trace,
+        num_threads=max(1, usable_cores() // world_size),
+        surroundings=Surroundings.here(),
+        sources=sources,
+    )
+    failures, restart_count = [], 0
+    while True:
+        ranks = ElasticRanks(world_size, timeout_s, spares) if elastic else Ranks(world_size, timeout_s)
+        try:
+            return Results(*_run(ranks, setup, work, restart_count), [*failures, *ranks.failures])
+        except RankFailed as error:
+            if restart_count == restarts:
+                raise
+            failures += [*ranks.failures, error]
+            restart_count += 1
+            again = f"all ranks start again, time {restart_count} of {restarts}"
+            print(f"launch: {error.reason}; {again}", file=sys.stderr)
+
+
+def _run(ranks, setup, work, restart_count):
+    """Start `ranks` and wait for them: (results, ledgers, trace)."""
     with interrupts_put_off() as let_interrupts_through, ExitStack() as stack:
-        board = Block(meeting_bytes(transport, world_size))
+        stack.callback(ranks.kill)
+        asked = setup.keywords
+        board = Block(meeting_bytes(asked["transport"], asked["world_size"]))
         stack.callback(board.end)
         package = Block(len(work))
         stack.callback(package.end)
         package.view[: len(work)] = work
-        place = stack.enter_context(_meeting_place(board, transport))
-        ranks = Ranks(world_size, timeout_s)
-        stack.callback(ranks.kill)
         ranks.start(
-            Setup(
-                world_size=world_size,
-                transport=transport,
-                algorithm=algorithm,
-                links=links,
-                timeout_s=timeout_s,
-                trace=trace,
-                num_threads=max(1, usable_cores() // world_size),
-                surroundings=Surroundings.here(),
-                meeting_place=place,
+            setup(
+                meeting_place=stack.enter_context(_meeting_place(board, asked["transport"])),
                 semaphore_prefix=semaphore_prefix(),
                 work_name=package.name,
                 work_bytes=len(work),
-                sources=sources,
+                restart_count=restart_count,
             )
         )
-        return Results(*ranks.results(let_interrupts_through))
+        return ranks.results(let_interrupts_through)
 
 
 def warm_up():
@@ -138,6 +173,17 @@ def _check(fn, world_size, transport, algorithm, links, timeout_s):
         if algorithm.collective != "all_reduce":
             raise InvalidSchedule(f"algorithm={algorithm.name} is a {algorithm.collective}: an all_reduce is needed")
         check_schedule(algorithm, world_size)
+
+
+def _check_failures(restarts, elastic, spares, transport):
+    check_whole("restarts", restarts, 0)
+    check_whole("spares", spares, 0)
+    if not isinstance(elastic, bool):
+        raise TypeError(f"elastic={elastic!r}: True or False is needed")
+    if elastic and transport != "shared_memory":
+        raise ValueError(f"elastic=True with transport={transport!r}: only ranks in shared memory can outlive others")
+    if spares and not elastic:
+        raise ValueError(f"spares={spares} without elastic=True: otherwise all ranks end with one that fails")
 
 
 def _check_names(fn, args, given):

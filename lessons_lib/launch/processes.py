@@ -33,23 +33,27 @@ class Ranks:
 
     def __init__(self, world_size, timeout_s):
         self._world_size, self._timeout_s = world_size, timeout_s
-        self._processes, self._pipes = [], {}
+        self._processes, self._pipes = {}, {}  # by rank; the rank of each pipe
         self._reports, self._texts = {}, Texts()
         self._looked_s, self._stopped_s = time.monotonic(), {}
         self._kills_before = out_of_memory_kills()
         self._have_returned, self._semaphore_prefix = False, None
+        self.failures = []  # those that others survive: here none
 
     def start(self, setup):
         """Start all ranks; `setup` is what each is told."""
-        made, self._semaphore_prefix = context(), setup.semaphore_prefix
+        self._semaphore_prefix = setup.semaphore_prefix
+        for rank in range(self._world_size):
+            self._start(rank, setup)
+
+    def _start(self, rank, setup):
+        made = context()
+        receiver, sender = made.Pipe(duplex=False)
+        self._pipes[receiver] = rank
+        self._processes[rank] = made.Process(target=main, args=(rank, setup, sender), name=f"rank {rank}")
         with main_module_hidden():
-            for rank in range(self._world_size):
-                receiver, sender = made.Pipe(duplex=False)
-                self._pipes[receiver] = rank
-                process = made.Process(target=main, args=(rank, setup, sender), name=f"rank {rank}")
-                self._processes.append(process)
-                process.start()
-                sender.close()
+            self._processes[rank].start()
+        sender.close()
 
     def results(self, let_interrupts_through):
         """Wait for all ranks: (results, ledgers, the trace of all or None). Raises what went wrong."""
@@ -67,9 +71,14 @@ class Ranks:
             self._say_how_processes_ended()
             self._say_which_are_stopped()
             raise cause(self._reports)
+        return self._ended()
+
+    def _ended(self):
+        """(results, ledgers, the trace of all or None), when no rank has anything more to say."""
+        self._texts.show()
         self._have_returned = True
         reports = [self._reports[rank] for rank in range(self._world_size)]
-        for process in self._processes:
+        for process in self._processes.values():
             process.join(GRACE_S)
         traces = [report.trace for report in reports]
         results, ledgers = [report.result for report in reports], [report.ledger for report in reports]
@@ -77,18 +86,23 @@ class Ranks:
 
     def kill(self):
         """End every rank, whatever it is doing; unless all have returned, also the programs that they have started."""
-        started = [process for process in self._processes if process.pid is not None]
-        for process in started:
-            if not self._have_returned and hasattr(os, "killpg"):
-                with suppress(ProcessLookupError, PermissionError):
-                    os.killpg(process.pid, signal.SIGKILL)
-            process.kill()
-        for process in started:
-            process.join()
+        for rank in self._processes:
+            self._end(rank)
         for pipe in self._pipes:
             pipe.close()
         if self._semaphore_prefix is not None:
             unlink_semaphores(self._semaphore_prefix)
+
+    def _end(self, rank):
+        """End the process of `rank`, and the programs that it has started if not all have returned."""
+        process = self._processes[rank]
+        if process.pid is None:
+            return
+        if not self._have_returned and hasattr(os, "killpg"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        process.join()
 
     def _listen(self):
         """Take in what ranks send. A rank has ended when its process has: others may have inherited its pipe."""
@@ -138,7 +152,7 @@ class Ranks:
     def _stopped(self):
         """The ranks that have not reported and whose process is stopped."""
         stopped = []
-        for rank, process in enumerate(self._processes):
+        for rank, process in self._processes.items():
             with suppress(psutil.Error):
                 if rank not in self._reports and psutil.Process(process.pid).status() == psutil.STATUS_STOPPED:
                     stopped.append(rank)

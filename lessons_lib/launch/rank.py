@@ -15,7 +15,8 @@ import torch
 
 from ..comm.block import Block
 from ..comm.factory import meet
-from ..errors import CollectiveMismatch, RankFailed
+from ..comm.liveness import Liveness
+from ..errors import CollectiveMismatch, RankFailed, RankLost
 from ..schedules import Links
 from .cause import Report
 from .prints import NoInput, Outbox, streams
@@ -43,6 +44,10 @@ class Setup:
     work_name: str
     work_bytes: int
     sources: dict
+    restart_count: int = 0
+    ranks: list | None = None  # those that meet, by their numbers in the launch; None: all
+    liveness_name: str | None = None
+    generation: int = 0
 
 
 def main(rank, setup, pipe):
@@ -57,14 +62,15 @@ def main(rank, setup, pipe):
     outbox = Outbox(pipe)
     sys.stdin = NoInput()
     sys.stdout, sys.stderr = streams(outbox)
-    comm = None
+    comm, liveness = None, None
     try:
         setup.surroundings.enter(rank)
-        comm = _make_communicator(rank, setup)
+        liveness = Liveness(setup.liveness_name) if setup.liveness_name else None
+        comm = _make_communicator(rank, setup, liveness)
         package = Block(setup.work_bytes, setup.work_name)
         fn, args, kwargs = unpacked(package.view[: setup.work_bytes], setup.sources)
         result = fn(comm, *args, **kwargs)
-        comm.close()
+        _close(comm, liveness)
         outbox.send("report", _result(result, comm))
     except BaseException as error:
         outbox.send("report", _failure(error, comm and comm.trace))
@@ -79,12 +85,23 @@ def _end_with_parent():
     os._exit(1)
 
 
-def _make_communicator(rank, setup):
+def _close(comm, liveness):
+    """Wait for the other ranks to return too; of an elastic launch, for those that live."""
+    newest = liveness.newest if liveness else None
+    with suppress(RankLost):  # this rank is done, and needs nothing any more from who has died
+        (newest or comm).close()
+
+
+def _make_communicator(rank, setup, liveness):
     if setup.transport == "torch":
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback_interface())
     timeouts_s = START_TIMEOUT_S, setup.timeout_s
-    where = setup.transport, rank, setup.world_size, setup.meeting_place
-    return meet(*where, *timeouts_s, setup.links, algorithm=setup.algorithm, trace=setup.trace)
+    ranks = setup.ranks
+    place, world_size = (ranks.index(rank), len(ranks)) if ranks else (rank, setup.world_size)
+    where = setup.transport, place, world_size, setup.meeting_place
+    elastic = liveness and (liveness, setup.generation)
+    options = {"algorithm": setup.algorithm, "trace": setup.trace, "restart_count": setup.restart_count}
+    return meet(*where, *timeouts_s, setup.links, elastic, ranks, **options)
 
 
 def loopback_interface():
