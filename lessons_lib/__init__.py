@@ -1,7 +1,7 @@
 """The library of Gradient to Cluster: real ranks from a notebook cell, collectives as data, and trainers to read."""
 
 from .comm import Communicator, Mesh
-from .errors import CollectiveMismatch, InvalidSchedule, RankFailed
+from .errors import CollectiveMismatch, InvalidSchedule, RankFailed, RankLost
 from .launch import Results, connect, launch, warm_up
 from .schedules import Links
 
@@ -13,6 +13,7 @@ __all__ = [
     "Links",
     "Mesh",
     "RankFailed",
+    "RankLost",
     "Results",
     "connect",
     "launch",

@@ -15,7 +15,9 @@ class ElasticRanks(Ranks):
     """The processes of one launch, of which some may die.
 
     Args:
-        world_size, timeout_s: as for `Ranks`.
+        world_size: how many.
+        timeout_s: how long a rank waits for another one. A process that is stopped is lost after half of that, so that
+            the others hear of it before they give up.
         spares: how many replacements may be started.
 
     Attributes:
@@ -23,7 +25,7 @@ class ElasticRanks(Ranks):
     """
 
     def __init__(self, world_size, timeout_s, spares):
-        super().__init__(world_size, timeout_s)
+        super().__init__(world_size, timeout_s / 2)
         self._spares, self._liveness, self._boards = spares, Liveness(), []
         self._setup, self._living = None, list(range(world_size))
 
