@@ -31,7 +31,8 @@ class RankLost(RankFailed):
 class CollectiveMismatch(RuntimeError):
     """Ranks disagree on what they do together: another operation, shape, dtype, order, or one has returned.
 
-    Over shared memory all ranks hear of it, and who catches it can go on. Over torch.distributed nothing can follow:
+    Over shared memory all ranks hear of it, and can go on when all have caught it: messages under way are given up, and
+    whatever a rank begins next waits until all ranks begin something. Over torch.distributed nothing can follow:
     whatever a rank begins after it raises it again, which ends the launch.
 
     Attributes:

@@ -64,13 +64,38 @@ class Mail:
                 parcels.popleft()
             if not parcels:
                 self._under_way.pop(key, None)
-        self._board.meanwhile = self.go_on if self._under_way else None
+        can_go_on = self._under_way and any(parcels[0].error is None for parcels in self._under_way.values())
+        self._board.meanwhile = self.go_on if can_go_on else None
+
+    def is_over(self, parcel):
+        """Whether `wait(parcel)` would not wait."""
+        if self._board.mismatch is None:
+            self.go_on()
+        return parcel.is_done or (self._board.mismatch or self._failure_before(parcel)) is not None
+
+    def _failure_before(self, parcel):
+        """What went wrong with the message that comes next where `parcel` waits for its turn."""
+        return self._under_way[parcel.peer, parcel.kind][0].error
+
+    def clear(self):
+        """Empty the mailboxes; what is under way has failed. All ranks do it together."""
+        for parcels in self._under_way.values():
+            for parcel in parcels:
+                parcel.is_done, parcel.error = True, self._board.mismatch
+        self._under_way, self._board.meanwhile = {}, None
+        rank, ints = self._board.rank, self._board.ints
+        for other in range(self._board.world_size):
+            sent, taken = self._box(rank, other)[0], self._box(other, rank)[0]
+            ints[sent + POSTED] = ints[sent + WRITTEN] = ints[taken + READ] = 0
+            self._sent[other] = self._taken[other] = 0
 
     def wait(self, parcel):
         """Wait until it has arrived; when the other rank was ready to send it (s). Raises what went wrong with it."""
         board, parcels = self._board, self._under_way.get((parcel.peer, parcel.kind))
         board.set_doing(parcel.kind, parcel.peer, parcel.text)
         while not parcel.is_done:
+            if (error := board.mismatch or self._failure_before(parcel)) is not None:
+                board.lose(error)
             index, value = parcels[0].waits_for
             if len(self._under_way) == 1:
                 board.meanwhile = None  # nothing else can go on: the wait is for that rank alone
@@ -96,7 +121,7 @@ class Mail:
         # a message: one may have come just before.
         are_ahead = all(board.is_ahead(other) for other in others)
         if (found := self._sender()) is None and are_ahead:
-            raise CollectiveMismatch({rank: board.doing(rank) for rank in range(board.world_size)})
+            board.disagree(range(board.world_size))
         return found
 
     def _sender(self):
@@ -160,7 +185,8 @@ class Parcel:
     Attributes:
         kind, peer, text: SEND or RECV, the other rank, and the call in words.
         waits_for: (index, value): it goes on when the whole number at the index has reached the value.
-        is_done: whether it has arrived, or failed with `error`.
+        is_done: whether it has arrived, or is given up.
+        error: what went wrong. The messages after it then do not go on.
         posted_s: when the sender was ready.
     """
 
@@ -171,7 +197,7 @@ class Parcel:
     def go_on(self, ints):
         """Go on as far as can be; whether it is done."""
         with suppress(StopIteration):
-            while not self.is_done and ints[self.waits_for[0]] >= self.waits_for[1]:
+            while not self.is_done and self.error is None and ints[self.waits_for[0]] >= self.waits_for[1]:
                 self._step()
         return self.is_done
 
@@ -181,7 +207,7 @@ class Parcel:
         except StopIteration as end:
             self.is_done, self.posted_s = True, end.value
         except CollectiveMismatch as error:  # it is for whoever waits for this message
-            self.is_done, self.error = True, error
+            self.error = error
 
 
 def _pieces(numel, first):

@@ -51,7 +51,13 @@ class SharedMemoryTransport(Transport):
     def set_timeout(self, timeout_s):
         self.board.timeout_s = timeout_s
 
+    def _in_step(self):
+        """Before anything is begun: after a mismatch, all ranks start again."""
+        if self.board.mismatch is not None:
+            self.board.start_again(self.mail.clear)
+
     def agree(self, call, note=""):
+        self._in_step()
         notes = self.board.enter(str(call), note)
         self.board.set_doing(IDLE)
         return notes
@@ -59,35 +65,39 @@ class SharedMemoryTransport(Transport):
     # --- messages ----------------------------------------------------------------------------------------------------
 
     def send(self, tensor, dst):
-        self.mail.wait(self.mail.start_send(tensor, dst))
+        self.mail.wait(self.isend(tensor, dst))
 
     def recv(self, tensor, src):
-        return self.mail.wait(self.mail.start_recv(tensor, src))
+        return self.mail.wait(self.irecv(tensor, src))
 
     def isend(self, tensor, dst):
+        self._in_step()
         return self.mail.start_send(tensor, dst)
 
     def irecv(self, tensor, src):
+        self._in_step()
         return self.mail.start_recv(tensor, src)
 
     def wait_for(self, message):
         return self.mail.wait(message)
 
     def is_done(self, message):
-        self.mail.go_on()
-        return message.is_done
+        return self.mail.is_over(message)
 
     def first_sender(self, tensor):
+        self._in_step()
         return self.mail.wait_for_any(tensor)
 
     # --- schedules ---------------------------------------------------------------------------------------------------
 
     def buffer(self, numel, dtype):
-        self._num_buffers += 1
-        shared = self._buffers[self._num_buffers] = SharedBuffer(self, numel, dtype, self._num_buffers)
+        shared = SharedBuffer(self, numel, dtype, self._num_buffers + 1)
+        self._num_buffers += 1  # only now: where the ranks disagree, none of them has made one
+        self._buffers[self._num_buffers] = shared
         return shared.tensor()
 
     def window(self, call, plan, flat, reduce, source=None):
+        self._in_step()
         if source is not None:
             return self._delivery(call, plan, flat, reduce, source)
         shared, offset = self._find(flat)
