@@ -4,6 +4,8 @@ import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
+from .waits import Wait, Waits
+
 KINDS = ("compute", "send", "recv", "add", "copy", "wait")
 
 
@@ -26,10 +28,14 @@ class Span:
 
 @dataclass
 class Trace:
-    """The spans of one rank or of many. `source`: "measured", "emulated links" or "simulated"."""
+    """The spans of one rank or of many. `source`: "measured", "emulated links" or "simulated".
+
+    `late` has a `Wait` for each rank that came later than another one to something that all do together.
+    """
 
     spans: list = field(default_factory=list)
     source: str = "measured"
+    late: list = field(default_factory=list)
 
     def record(self, span):
         self.spans.append(span)
@@ -37,6 +43,26 @@ class Trace:
     def add(self, rank, kind, start_s, peer=None, size_bytes=0, label=""):
         """Record a span that began at `start_s` and ends now."""
         self.record(Span(rank, kind, start_s, now_s(), peer, size_bytes, label))
+
+    def came_late(self, rank, peer, start_s, call):
+        """Record that `rank` has waited since `start_s` for `peer` to come to `call`."""
+        self.keep_late(Wait(rank, peer, start_s, now_s(), call))
+
+    def keep_late(self, wait):
+        self.late.append(wait)
+
+    def waits(self):
+        """The straggler report: who waited for whom, how long, in which call (lesson 20). A `Waits`.
+
+        Of two ranks that wait for a third to come to a collective, each has a `Wait` for it. Whole collectives of torch
+        do not say whom they wait for.
+        """
+        in_messages = [
+            Wait(span.rank, span.peer, span.start_s, span.end_s, span.label, span.group)
+            for span in self.spans
+            if span.kind == "wait" and span.peer is not None
+        ]
+        return Waits([*self.late, *in_messages])
 
     @contextmanager
     def span(self, rank, kind, label=""):
@@ -70,9 +96,13 @@ class Trace:
         """One trace of all ranks, ordered by time and starting at 0 s."""
         traces = [trace for trace in traces if trace is not None]
         spans = sorted((span for trace in traces for span in trace.spans), key=lambda s: (s.start_s, s.rank))
-        zero = spans[0].start_s if spans else 0.0
-        moved = [replace(span, start_s=span.start_s - zero, end_s=span.end_s - zero) for span in spans]
-        return cls(moved, traces[0].source if traces else "measured")
+        late = sorted((wait for trace in traces for wait in trace.late), key=lambda w: (w.start_s, w.rank))
+        zero = min((each[0].start_s for each in (spans, late) if each), default=0.0)
+        spans, late = (
+            [replace(each, start_s=each.start_s - zero, end_s=each.end_s - zero) for each in several]
+            for several in (spans, late)
+        )
+        return cls(spans, traces[0].source if traces else "measured", late)
 
 
 class GroupTrace(Trace):
@@ -93,6 +123,26 @@ class GroupTrace(Trace):
         self.spans.append(span)
         keep = self._parent._keep if isinstance(self._parent, GroupTrace) else self._parent.record
         keep(span)
+
+    def keep_late(self, wait):
+        ranks = {"rank": self._ranks[wait.rank], "peer": self._ranks[wait.peer], "group": self._name}
+        self._hand_on(replace(wait, **ranks))
+
+    def _hand_on(self, wait):
+        """Keep a wait that is named as the launch does, here and above."""
+        self.late.append(wait)
+        above = self._parent
+        above._hand_on(wait) if isinstance(above, GroupTrace) else above.keep_late(wait)
+
+
+class OnlyWaits:
+    """What a trace keeps of an operation that is no payload: who came late to it, and no message."""
+
+    def __init__(self, trace):
+        self.came_late = trace.came_late
+
+    def message(self, *args):
+        """Keep nothing."""
 
 
 def now_s():

@@ -252,8 +252,11 @@ class Board:
         self.wait(self._at(rank, STEPS), steps, rank)
         return self.ints[self._at(rank, STAMPS + steps % NUM_STAMPS)] / 1e9
 
-    def enter(self, call, note):
-        """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`."""
+    def enter(self, call, note, trace=None):
+        """Wait until all ranks have come to `call`; their notes. This rank is in the call until `set_doing(IDLE)`.
+
+        `trace` records who came late, if it is not None.
+        """
         # A rank that is one call ahead has written its other slot, so two slots are enough. The text comes first, the
         # count that says it is there last.
         self._check_all_live()
@@ -265,7 +268,7 @@ class Board:
         self.set_doing(COLLECTIVE)
         notes, mine = [], self._raw(self.rank, slot)
         for rank in range(self.world_size):
-            self.wait(self._at(rank, ENTERED), self._num_calls, rank)
+            self._wait_to_enter(rank, call, trace)
             if self._raw(rank, slot) == mine:
                 notes.append(note)
                 continue
@@ -274,3 +277,12 @@ class Board:
                 self.lose(CollectiveMismatch({self.rank: call, rank: theirs}))
             notes.append(their_note)
         return notes
+
+    def _wait_to_enter(self, rank, call, trace):
+        index = self._at(rank, ENTERED)
+        if trace is None or self.ints[index] >= self._num_calls:
+            self.wait(index, self._num_calls, rank)
+            return
+        start_s = now_s()
+        self.wait(index, self._num_calls, rank)
+        trace.came_late(self.rank, rank, start_s, call)

@@ -58,6 +58,11 @@ class Communicator(Messages, Deliveries, Groups):
         self._plans, self._background = Plans(self.rank, self.world_size), Background()
         self._groups = WeakSet()  # a group that nobody holds is let go
 
+    @property
+    def spent_s(self):
+        """How long this rank's own code has been in operations of this communicator so far, waits included (s)."""
+        return self._background.spent_s
+
     def __repr__(self):
         name = f"{self.name!r}, " if self.name else ""
         return f"Communicator({name}rank={self.rank}, world_size={self.world_size}, {type(self.transport).__name__})"

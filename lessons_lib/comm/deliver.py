@@ -8,7 +8,7 @@ from ..errors import CollectiveMismatch
 from ..schedules.delivery import all_to_all, delivery_plan, gather, scatter
 from ..schedules.direct import direct_all_gather, direct_reduce_scatter
 from ..schedules.schedule import chunk_bounds
-from ..trace import Ledger
+from ..trace import Ledger, OnlyWaits
 from .call import Call
 from .check import check_list, check_op, check_part, check_splits
 from .dense import copy_back, dense
@@ -144,7 +144,8 @@ class Deliveries:
         flat = torch.zeros(self.world_size * len(numbers), dtype=torch.int64)
         flat[self.rank * len(numbers) : (self.rank + 1) * len(numbers)] = torch.tensor(numbers)
         plan = self._plans.of(_schedule(direct_all_gather, self.world_size), flat.numel())
-        trace, self.transport.trace = self.transport.trace, None
+        trace = self.transport.trace
+        self.transport.trace = trace and OnlyWaits(trace)
         try:
             self._background.alone(run, call, plan, flat, self.transport, Ledger())
         finally:

@@ -58,7 +58,7 @@ class SharedMemoryTransport(Transport):
 
     def agree(self, call, note=""):
         self._in_step()
-        notes = self.board.enter(str(call), note)
+        notes = self.board.enter(str(call), note, self.trace)
         self.board.set_doing(IDLE)
         return notes
 
@@ -103,7 +103,7 @@ class SharedMemoryTransport(Transport):
         shared, offset = self._find(flat)
         location = f"{shared.number}+{offset}" if shared else "elsewhere"
         self.board.publish(self.board.steps + 1)  # who lies in a buffer can be read from now on
-        notes = self.board.enter(str(call), location)
+        notes = self.board.enter(str(call), location, self.trace)
         if not shared or any(note != location for note in notes):
             scratch = self._scratch_for(flat.numel(), flat.dtype)
             return SharedWindow(self, plan, scratch).open(flat, reduce, in_place=False)
@@ -120,7 +120,8 @@ class SharedMemoryTransport(Transport):
         first = self.board.steps + 2  # one step for the memory, one for what is in it
         if shared:
             self.board.publish(first)  # both are there
-        notes = self.board.enter(str(call), f"{location} of {zlib.crc32(repr(sorted(held)).encode()):08x}")
+        note = f"{location} of {zlib.crc32(repr(sorted(held)).encode()):08x}"
+        notes = self.board.enter(str(call), note, self.trace)
         locations, all_held = zip(*(note.split(" of ") for note in notes), strict=True)
         if len(set(all_held)) > 1:  # a rank may have let go of the buffer that another one gives from
             locations, shared, first = ["elsewhere"] * self.world_size, None, first + 1

@@ -269,7 +269,10 @@ class Greeting:
     def check(self, peer):
         """Raise `CollectiveMismatch` if rank `peer` is in another call."""
         if peer in self._heard:
-            self._transport.check_header(self.call, peer, self._heard.pop(peer), self.call)
+            transport, start_s = self._transport, now_s()
+            transport.check_header(self.call, peer, self._heard.pop(peer), self.call)
+            if transport.trace is not None:
+                transport.trace.came_late(transport.rank, peer, start_s, self.call)
 
     def end(self):
         """Check whoever has not been yet."""

@@ -14,11 +14,12 @@ class TorchWork:
 
     Attributes:
         is_waited_for: whether `wait` has been called.
+        count: called with the time at which a wait began, when it ends.
     """
 
     def __init__(self, transport, call, work):
         self._transport, self._call, self._work = transport, call, work
-        self.is_waited_for = False
+        self.is_waited_for, self.count = False, None
 
     def wait(self):
         """Return when it is done.
@@ -27,7 +28,13 @@ class TorchWork:
             CollectiveMismatch: another rank is in another call.
             RankFailed: it does not end within the time limit, or a connection broke.
         """
-        self.is_waited_for = True
+        self.is_waited_for, start_s = True, now_s()
+        try:
+            self._wait()
+        finally:
+            self.count(start_s)
+
+    def _wait(self):
         end_s, num_elsewhere, is_over = now_s() + self._transport.timeout_s, 0, False
         while True:
             try:

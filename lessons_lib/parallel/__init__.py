@@ -1,6 +1,7 @@
 """Strategies: ways to train one model on many ranks. A folder holds one kind of parallelism and what it is made of."""
 
 from .average import average_gradients
+from .balance.balancer import Balancer
 from .clip import clip_grad_norm_
 from .context.all_to_all_attention import all_to_all_attention
 from .context.context import context_parallel
@@ -23,6 +24,7 @@ from .tensor.plans import gpt_plan
 from .tensor.vocabulary import VocabParallelEmbedding, parallel_cross_entropy
 
 __all__ = [
+    "Balancer",
     "ColumnParallelLinear",
     "DataParallel",
     "ExpertParallel",

@@ -1,0 +1,1 @@
+"""Ranks of unequal speed (lesson 20)."""
