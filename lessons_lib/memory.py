@@ -19,6 +19,7 @@ RECIPES = {
     "float32 adam": {"parameters": 4, "gradients": 4, "first moments": 4, "second moments": 4},
     "mixed adam": {"parameters": 2, "gradients": 2, "master weights": 4, "first moments": 4, "second moments": 4},
 }
+RECIPES["mixed adam, float32 gradients"] = {**RECIPES["mixed adam"], "gradients": 4}
 
 
 def num_parameters(layers):

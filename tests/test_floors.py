@@ -13,7 +13,7 @@ FLOORS = {
     **dict.fromkeys(("optim", "shards", "trace", "waits"), 0),
     "schedules": 0.5,
     "comm": 1,
-    "parallel": 2,
+    **dict.fromkeys(("parallel", "cost"), 2),
     **dict.fromkeys(("launch", "train", "bench", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }

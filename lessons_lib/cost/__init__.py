@@ -1,0 +1,9 @@
+"""What a training step costs before it has run: time, bytes, memory, money and energy, at a desk or on 10,000 devices.
+
+`predict` is one model for both ends: only the constants of the `Cluster` change (lesson 22).
+"""
+
+from .shapes import Cluster, Model, Plan
+from .space import memory_of
+
+__all__ = ["Cluster", "Model", "Plan", "memory_of"]
