@@ -1,10 +1,13 @@
 """The cost model beside published tables, beside schedules, and beside what our own strategies take."""
 
+from dataclasses import replace
+
 import pytest
 
-from lessons_lib.cost import Model, Plan, memory_of
+from lessons_lib import Links
+from lessons_lib.cost import Cluster, Model, Plan, fit, memory_of, predict, timeline, traffic
 from lessons_lib.cost.space import most_kept
-from lessons_lib.schedules import count, interleaved, one_f_one_b
+from lessons_lib.schedules import count, interleaved, one_f_one_b, ring, simulate
 
 GiB = 2**30
 # Korthikanti et al. (2022), table 3: layers, width, heads; tp, pp, v, batch, micro-batch.
@@ -57,3 +60,111 @@ def test_the_published_shares_as_far_as_they_can_be_read(name):
 def test_as_many_stashes_as_the_schedule_keeps(pp, v, num_micro_batches):
     program = one_f_one_b(pp, num_micro_batches) if v == 1 else interleaved(pp, num_micro_batches, v)
     assert most_kept(Plan(num_micro_batches, pp=pp, v=v)) == count(program).most_kept[0]
+
+
+A100 = Cluster(3072, 312e12, 80e9, 2039e9, Links.two_level(8, Links(2e-6, 300e9), Links(5e-6, 25e9)))  # data sheet
+FULL = {"recompute": "full"}
+SECONDS = {"22B": (1.42, 1.10), "175B": (18.13, 13.75), "530B": (49.05, 37.83), "1T": (94.42, 71.49)}  # table 5
+
+
+def measured(*names):
+    """(model, plan, seconds) of table 5: full recomputation; sequence parallel and selective recomputation."""
+    ways = [(name, *way) for name in names for way in zip((FULL, BOTH), SECONDS[name], strict=True)]
+    return [(*megatron(name, **how), took_s) for name, how, took_s in ways]
+
+
+def errors(cluster, rows):
+    return [predict(model, cluster, plan).time_s / took_s - 1 for model, plan, took_s in rows]
+
+
+@pytest.mark.parametrize("fitted, others", [(("22B", "530B"), ("175B", "1T")), (("22B", "1T"), ("175B", "530B"))])
+def test_two_constants_fitted_on_two_models_predict_the_other_two(fitted, others):
+    """Fitted on 530B and 1T alone it is 22 % off at 22B: two large models do not tell FLOP/s from bandwidth."""
+    off = list(map(abs, errors(fit(A100, measured(*fitted)), measured(*others))))
+    assert sum(off) / len(off) <= 0.05 and max(off) <= 0.09
+
+
+def test_eight_replicas_over_the_wires_between_nodes():
+    """§6.3: 39.15 s with 8 times the devices and the batch."""
+    model, plan = megatron("530B", **BOTH)
+    fitted = fit(A100, measured("22B", "530B"))
+    one, eight = (predict(model, fitted, replace(plan, dp=dp, batch=280 * dp)) for dp in (1, 8))
+    assert one.time_s < eight.time_s == pytest.approx(39.15, rel=0.05)
+
+
+# Narayanan et al. (2021), table 1: layers, width, heads; tp, pp, devices, batch; TFLOP/s of each device.
+WEAK_SCALING = [
+    (24, 2304, 24, 1, 1, 32, 512, 137),
+    (30, 3072, 32, 2, 1, 64, 512, 138),
+    (36, 4096, 32, 4, 1, 128, 512, 142),
+    (40, 6144, 48, 8, 1, 256, 1024, 135),
+    (48, 8192, 64, 8, 2, 512, 1536, 138),
+    (60, 10240, 80, 8, 4, 1024, 1792, 140),
+    (80, 12288, 96, 8, 8, 1536, 2304, 148),
+    (96, 16384, 128, 8, 16, 1920, 2160, 155),
+    (105, 20480, 128, 8, 35, 2520, 2520, 163),
+    (128, 25600, 160, 8, 64, 3072, 3072, 163),
+]
+
+
+def best_of_2021(cluster, num_layers, width, heads, tp, pp, devices, batch):
+    """Predicted TFLOP/s. Micro-batch and v are not in the table: those with which it is fastest and fits."""
+    model, found = Model(num_layers, width, heads, 51200, 2048, recipe="mixed adam"), []
+    dp = devices // tp // pp
+    for micro_batch in (1, 2, 4, 8):
+        for v in (1, 2, 3, 4, 5, 6):
+            if num_layers % (pp * v) == 0 == batch % (dp * micro_batch) and (v == 1 or pp > 1):
+                plan = Plan(batch, micro_batch, dp=dp, tp=tp, pp=pp, v=v, **FULL)
+                ran = predict(model, cluster, plan)
+                found += [ran.time_s] if ran.memory_bytes <= cluster.memory_bytes else []
+    vocabulary = 51200 / (16 * num_layers * width)
+    flops = 96 * batch * 2048 * num_layers * width**2 * (1 + 2048 / (6 * width) + vocabulary)  # §4.3 counts them so
+    return flops / devices / min(found) / 1e12
+
+
+def test_ten_models_from_another_paper_and_year():
+    """With the constants of 2022 the large ones are predicted up to 10 % too fast. So they are: the 530B with full
+    recomputation reached 163 TFLOP/s in 2021, and 180 in 2022."""
+    fitted = fit(A100, measured("22B", "530B"))
+    off = [abs(best_of_2021(fitted, *row) / tflops - 1) for *row, tflops in WEAK_SCALING]
+    assert sum(off) / len(off) <= 0.09 and max(off) <= 0.12
+
+
+@pytest.mark.parametrize(
+    "context, cp, dp, batch, tflops", [(8192, 1, 64, 2048, 430), (8192, 1, 128, 2048, 400), (131072, 16, 8, 128, 380)]
+)
+def test_llama_3_lies_between_no_interleaving_and_the_most(context, cp, dp, batch, tflops):
+    """Llama 3 (2024), table 4. How many stages a rank has is not in the table; it decides how long ranks are idle."""
+    fitted = fit(A100, measured("22B", "530B"))
+    share, flops_share = fitted.memory_Bps / A100.memory_Bps, fitted.flops / A100.flops
+    links = Links.two_level(8, Links(2e-6, 450e9 * share), Links(5e-6, 50e9 * share))
+    h100 = Cluster(16384, 989e12 * flops_share, 80e9, 3350e9 * share, links)
+    model = Model(126, 16384, 128, 128256, context, 53248, gated=True, kv_heads=8, fused=True, dropout=False)
+    plan = Plan(batch, dp=dp, tp=8, pp=16, cp=cp, zero=1, sequence=True, overlap=True)
+    low, high = (predict(model, h100, replace(plan, v=v)).flops_per_s / 1e12 for v in (1, 7))
+    assert low < tflops < high
+    assert model.weights == pytest.approx(405e9, rel=0.01)
+
+
+def test_rings_are_those_of_the_schedules():
+    model, plan = megatron("175B")
+    links = Links.two_level(8, Links(1e-3, 1e6), Links(1e-2, 1e5))
+    for rings in traffic(model, replace(plan, dp=4, batch=256)).values():
+        if rings.num_ranks > 1 and rings.stride == 1:
+            turns = rings.num_rings / 2
+            played = simulate(ring(rings.num_ranks), rings.size_bytes, links)
+            assert rings.time_s(links) == pytest.approx(turns * played.total_s)
+            counted = count(ring(rings.num_ranks), rings.num_ranks, rings.size_bytes / rings.num_ranks)
+            assert rings.sent_bytes == pytest.approx(turns * counted.bytes_sent[0])
+
+
+@pytest.mark.parametrize("pp, v, m", [(1, 1, 3), (4, 1, 8), (4, 2, 8), (2, 3, 4)])
+@pytest.mark.parametrize("recompute", ["none", "selective", "full"])
+def test_a_pipeline_takes_as_long_as_its_schedule(pp, v, m, recompute):
+    model = Model(24, 1024, 16, 1, 512)  # one token in the vocabulary: the last stage is as fast as the others
+    plan = Plan(m, tp=2, pp=pp, v=v, recompute=recompute, overlap=True)
+    ran = predict(model, A100, plan)
+    step_s = ran.time_s - ran.parts_s["pp"] - ran.parts_s["optimizer"]
+    instant = replace(A100, links=Links.two_level(8, Links(2e-6, 300e9), Links()))
+    assert ran.parts_s["dp"] == 0
+    assert timeline(model, instant, plan).total_s == pytest.approx(step_s, rel=0.01)

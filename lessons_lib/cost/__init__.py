@@ -3,7 +3,20 @@
 `predict` is one model for both ends: only the constants of the `Cluster` change (lesson 22).
 """
 
+from .clock import Prediction, fit, model_flops, predict, timeline
 from .shapes import Cluster, Model, Plan
 from .space import memory_of
+from .wires import traffic
 
-__all__ = ["Cluster", "Model", "Plan", "memory_of"]
+__all__ = [
+    "Cluster",
+    "Model",
+    "Plan",
+    "Prediction",
+    "fit",
+    "memory_of",
+    "model_flops",
+    "predict",
+    "timeline",
+    "traffic",
+]

@@ -11,19 +11,18 @@ def memory_of(model, plan):
 
     Source: Korthikanti et al. (2022), §4 and §5; Rajbhandari et al., ZeRO (2020), §5.
     """
-    t, stage = plan.tp, model.num_layers / plan.pp
-    experts = max(1, model.num_experts) * model.expert_weights / plan.ep
-    blocks = stage * (model.attention_weights + experts) / t
-    divided = {"parameters": 3, "gradients": 2}  # from which stage of ZeRO on; the optimiser's state from 1
+    t = plan.tp
+    divided = {"parameters": 3, "gradients": 2}  # from which stage of ZeRO on; the optimizer's state from 1
     per_number = {
         what: size / (plan.dp if plan.zero >= divided.get(what, 1) else 1)
         for what, size in RECIPES[model.recipe].items()
     }
     table = model.vocabulary * model.width / t
+    blocks = weights_of(model, plan) - table
     ends = table * sum(per_number.values())
     if plan.pp == 1:
-        ends += plan.micro_batch * model.context / plan.cp * model.vocabulary / t * (model.itemsize + 8)
-    kept = stage / plan.v * most_kept(plan) * layer_activations(model, plan)
+        ends += tokens_of(model, plan) * model.vocabulary / t * (model.itemsize + 8)
+    kept = model.num_layers / plan.pp / plan.v * most_kept(plan) * layer_activations(model, plan)
     optimizer = sum(size for what, size in per_number.items() if what not in divided)
     return {
         "parameters": blocks * per_number["parameters"],
@@ -32,6 +31,18 @@ def memory_of(model, plan):
         "activations": kept,
         "ends": ends,
     }
+
+
+def tokens_of(model, plan):
+    """How many tokens of a micro-batch one device has."""
+    return plan.micro_batch * model.context / plan.cp
+
+
+def weights_of(model, plan):
+    """How many weights one device of the first stage has, before ZeRO divides them."""
+    experts = max(1, model.num_experts) * model.expert_weights / plan.ep
+    blocks = model.num_layers / plan.pp * (model.attention_weights + experts)
+    return (blocks + model.vocabulary * model.width) / plan.tp
 
 
 def most_kept(plan):
@@ -47,7 +58,7 @@ def layer_activations(model, plan):
     With full recomputation what one block keeps while it is run again comes on top, once; that is left out, as there.
     """
     item, t, h = model.itemsize, plan.tp, model.width
-    tokens = plan.micro_batch * model.context / plan.cp
+    tokens = tokens_of(model, plan)
     around = t if plan.sequence else 1
     if plan.recompute == "full":
         return tokens * h * item / around

@@ -1,0 +1,55 @@
+"""What one device sends in a step on each axis of a plan, and how long that takes."""
+
+from typing import NamedTuple
+
+from ..memory import RECIPES
+from .space import tokens_of, weights_of
+
+
+class Rings(NamedTuple):
+    """`num_rings` turns through a ring of `num_ranks` neighbours, each of which sends all but one part of `size_bytes`.
+
+    An all-gather, a reduce-scatter and an all-to-all are one turn, an all-reduce two. `stride`: how far apart
+    neighbours are.
+    """
+
+    num_rings: float
+    num_ranks: int
+    size_bytes: float
+    stride: int
+
+    @property
+    def sent_bytes(self):
+        return self.num_rings * self.size_bytes * (self.num_ranks - 1) / self.num_ranks
+
+    def time_s(self, links):
+        """2 (N-1)(α + M/(Nβ)) for two turns, with the α and β of the slowest wire of the ring."""
+        last = self.stride * (self.num_ranks - 1)
+        latency_s, bandwidth_Bps = links.between(0, last)
+        return self.num_rings * (self.num_ranks - 1) * (latency_s + self.size_bytes / self.num_ranks / bandwidth_Bps)
+
+
+def traffic(model, plan):
+    """{axis: `Rings`} of a whole step, for a device in the middle of the pipeline.
+
+    Communication:
+        tp: two all-reduces of a micro-batch's activations in each pass of a block. With `sequence` as many bytes in
+            all-gathers and reduce-scatters; and two all-gathers more, of what a backward pass needs whole.
+        cp: keys and values go round. ep: tokens go to their experts and back.
+        dp: gradients are added up, over cp too; with zero=3 parameters are gathered before each pass.
+        pp: activations and their gradients go to the next stage; each device of tp sends its part.
+    """
+    m, stage, again = plan.num_micro_batches, model.num_layers / plan.pp, plan.recompute == "full"
+    stream, inner = tokens_of(model, plan) * model.width * model.itemsize, plan.tp * plan.cp
+    keys = 2 * stream * model.kv_width / model.width / plan.tp * plan.cp
+    numbers, recipe = weights_of(model, plan), RECIPES[model.recipe]
+    gradients, parameters = numbers * recipe["gradients"], numbers * recipe["parameters"]
+    turns, reduced = (1 + 2 * m * parameters / gradients, gradients) if plan.zero == 3 else (2, gradients)
+    experts = stream * model.active if model.num_experts else 0
+    return {
+        "tp": Rings(m * stage * (4 * (2 + again) + 2 * plan.sequence), plan.tp, stream, 1),
+        "cp": Rings(m * stage * (3 + (plan.recompute != "none")), plan.cp, keys, plan.tp),
+        "ep": Rings(2 * m * stage * (2 + again), plan.ep, experts / plan.tp, inner),
+        "dp": Rings(turns, plan.dp * plan.cp, reduced, plan.tp),
+        "pp": Rings(2 * plan.v * m * (plan.pp > 1), 2, 2 * stream / plan.tp, inner * plan.dp),
+    }
