@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from lessons_lib import Links
-from lessons_lib.cost import Cluster, Model, Plan, fit, memory_of, predict, timeline, traffic
+from lessons_lib.cost import Budget, Cluster, Model, Plan, fit, memory_of, predict, search, timeline, traffic
 from lessons_lib.cost.space import most_kept
 from lessons_lib.schedules import count, interleaved, one_f_one_b, ring, simulate
 
@@ -150,10 +150,10 @@ def test_rings_are_those_of_the_schedules():
     model, plan = megatron("175B")
     links = Links.two_level(8, Links(1e-3, 1e6), Links(1e-2, 1e5))
     for rings in traffic(model, replace(plan, dp=4, batch=256)).values():
-        if rings.num_ranks > 1 and rings.stride == 1:
+        if rings.num_ranks > 1 and rings.span <= 8:
             turns = rings.num_rings / 2
             played = simulate(ring(rings.num_ranks), rings.size_bytes, links)
-            assert rings.time_s(links) == pytest.approx(turns * played.total_s)
+            assert rings.time_s(links, 8) == pytest.approx(turns * played.total_s)
             counted = count(ring(rings.num_ranks), rings.num_ranks, rings.size_bytes / rings.num_ranks)
             assert rings.sent_bytes == pytest.approx(turns * counted.bytes_sent[0])
 
@@ -168,3 +168,69 @@ def test_a_pipeline_takes_as_long_as_its_schedule(pp, v, m, recompute):
     instant = replace(A100, links=Links.two_level(8, Links(2e-6, 300e9), Links()))
     assert ran.parts_s["dp"] == 0
     assert timeline(model, instant, plan).total_s == pytest.approx(step_s, rel=0.01)
+
+
+def small_search(budget, **changes):
+    model = Model(24, 2048, 16, 51200, 2048)
+    cluster = replace(fit(A100, measured("22B", "530B")), num_devices=16, price=2.0, watts=400.0, **changes)
+    return model, cluster, search(model, cluster, budget)
+
+
+def test_the_cheapest_of_thousands_fits_and_each_runner_up_has_a_reason():
+    budget = Budget(batch=32, time_s=3.0)
+    model, cluster, found = small_search(budget)
+    best, *others = found
+    assert len(found) > 2000 and best.reason == "" and all(each.reason for each in others)
+    for plan, ran, reason in found:
+        assert ran == predict(model, cluster, plan)
+        fits = ran.memory_bytes <= cluster.memory_bytes and ran.time_s <= budget.time_s
+        assert fits == (not reason.startswith(("needs", "takes")))
+        assert not fits or ran.money >= best.prediction.money
+    assert best.prediction.money == pytest.approx(best.plan.num_devices * best.prediction.time_s / 3600 * 2)
+    assert best.prediction.energy_J == pytest.approx(best.plan.num_devices * best.prediction.time_s * 400)
+
+
+def test_less_memory_and_less_time_make_it_dearer():
+    money = [small_search(Budget(32), memory_bytes=size)[2][0].prediction.money for size in (80e9, 20e9, 10e9)]
+    assert money == sorted(money)
+    fast = small_search(Budget(32, time_s=1.2))[2][0].prediction
+    assert fast.time_s <= 1.2 and fast.money >= money[0]
+
+
+def test_what_does_not_fit_says_what_comes_closest():
+    with pytest.raises(ValueError, match=r"none of \d+ plans fits. What comes closest needs .* GB .*: Plan\(batch=32"):
+        small_search(Budget(32), memory_bytes=1e8)
+    with pytest.raises(ValueError, match=r"What comes closest takes .* s: 0.001 s are allowed"):
+        small_search(Budget(32, time_s=1e-3))
+    with pytest.raises(TypeError, match="budget is a int: a Budget is needed"):
+        search(*megatron("22B")[:1], A100, 32)
+
+
+@pytest.mark.parametrize(
+    "make, problem",
+    [
+        (lambda: Model(0, 64, 4, 10, 8), "num_layers=0: a whole number of at least 1"),
+        (lambda: Model(2, 64, 5, 10, 8), "heads=5: a divisor of width=64"),
+        (lambda: Model(2, 64, 4, 10, 8, kv_heads=3), "kv_heads=3: a divisor of heads=4"),
+        (lambda: Model(2, 64, 4, 10, 8, num_experts=1), "active=2: at most num_experts=1"),
+        (lambda: Model(2, 64, 4, 10, 8, recipe="x"), "recipe='x': one of "),
+        (lambda: Cluster(8, -1, 1, 1), "flops=-1: a number of at least 1"),
+        (lambda: Cluster(8, float("nan"), 1, 1), "flops=nan: a number of at least 1"),
+        (lambda: Plan(6, 4), "batch=6: a multiple of dp · micro_batch = 4"),
+        (lambda: Plan(8, v=2), "v=2: 1 is needed without a pipeline"),
+        (lambda: Plan(8, dp=4, ep=3), "ep=3: a divisor of dp=4"),
+        (lambda: Plan(8, zero=4), "zero=4: 0, 1, 2 or 3"),
+        (lambda: Plan(8, recompute="all"), "recompute='all': one of 'none', 'selective', 'full'"),
+        (lambda: Budget(8, time_s=0), "time_s=0: more than 0"),
+        (lambda: predict(Model(2, 64, 4, 10, 8), A100, Plan(8, tp=3)), "tp=3: a divisor of heads=4"),
+        (lambda: predict(Model(2, 64, 4, 10, 8), A100, Plan(8, cp=3)), "cp=3: a divisor of context=8"),
+        (lambda: predict(Model(2, 64, 4, 10, 8), A100, Plan(8, dp=2, ep=2)), "ep=2: a divisor of num_experts=0"),
+        (lambda: predict(Model(2, 64, 4, 10, 8), A100, Plan(8, pp=4)), "pp=4, v=1: at most num_layers=2"),
+        (lambda: predict(Model(2, 64, 4, 10, 8), replace(A100, num_devices=2), Plan(8, dp=4)), "= 4: at most num_dev"),
+        (lambda: fit(A100, measured("22B")[:1]), "rows has 1: at least 2"),
+    ],
+)
+def test_what_cannot_be_is_refused(make, problem):
+    with pytest.raises(ValueError) as raised:
+        make()
+    assert problem in str(raised.value)

@@ -4,11 +4,14 @@
 """
 
 from .clock import Prediction, fit, model_flops, predict, timeline
+from .search import Budget, Candidate, search
 from .shapes import Cluster, Model, Plan
 from .space import memory_of
 from .wires import traffic
 
 __all__ = [
+    "Budget",
+    "Candidate",
     "Cluster",
     "Model",
     "Plan",
@@ -17,6 +20,7 @@ __all__ = [
     "memory_of",
     "model_flops",
     "predict",
+    "search",
     "timeline",
     "traffic",
 ]

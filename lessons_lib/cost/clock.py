@@ -53,7 +53,7 @@ def predict(model, cluster, plan):
     """
     _check(model, cluster, plan)
     rings, m = traffic(model, plan), plan.num_micro_batches
-    wires_s = {axis: each.time_s(cluster.links) for axis, each in rings.items()}
+    wires_s = {axis: each.time_s(cluster.links, plan.num_devices) for axis, each in rings.items()}
     compute_s, memory_s, scores_s = _blocks(model, cluster, plan)
     if plan.overlap:
         beside_s = {"cp": m * scores_s, "dp": compute_s * 2 / 3 * (m if plan.zero == 3 else 1), "pp": compute_s * m}
@@ -133,7 +133,7 @@ def timeline(model, cluster, plan, spans=None):
         passes = 1 if step.op == "forward" else 2
         return forward * (passes + again * (passes == 2)) + passes * logits * (step.block[0] == last)
 
-    journey_s = traffic(model, plan)["pp"]._replace(num_rings=1).time_s(cluster.links)
+    journey_s = traffic(model, plan)["pp"]._replace(num_rings=1).time_s(cluster.links, plan.num_devices)
     return simulate(program, cost_s=cost_s, links=Links(latency_s=journey_s), spans=spans)
 
 

@@ -9,23 +9,23 @@ from .space import tokens_of, weights_of
 class Rings(NamedTuple):
     """`num_rings` turns through a ring of `num_ranks` neighbours, each of which sends all but one part of `size_bytes`.
 
-    An all-gather, a reduce-scatter and an all-to-all are one turn, an all-reduce two. `stride`: how far apart
-    neighbours are.
+    An all-gather, a reduce-scatter and an all-to-all are one turn, an all-reduce two. `span`: among how many
+    neighbouring devices all ranks of a ring lie.
     """
 
     num_rings: float
     num_ranks: int
     size_bytes: float
-    stride: int
+    span: int
 
     @property
     def sent_bytes(self):
         return self.num_rings * self.size_bytes * (self.num_ranks - 1) / self.num_ranks
 
-    def time_s(self, links):
-        """2 (N-1)(α + M/(Nβ)) for two turns, with the α and β of the slowest wire of the ring."""
-        last = self.stride * (self.num_ranks - 1)
-        latency_s, bandwidth_Bps = links.between(0, last)
+    def time_s(self, links, num_devices):
+        """2 (N-1)(α + M/(Nβ)) for two turns. One slow wire in any of the rings on `num_devices` slows them all."""
+        inside = num_devices <= links.group_size or links.group_size % self.span == 0
+        latency_s, bandwidth_Bps = links.between(0, 0 if inside else links.group_size)
         return self.num_rings * (self.num_ranks - 1) * (latency_s + self.size_bytes / self.num_ranks / bandwidth_Bps)
 
 
@@ -47,9 +47,9 @@ def traffic(model, plan):
     turns, reduced = (1 + 2 * m * parameters / gradients, gradients) if plan.zero == 3 else (2, gradients)
     experts = stream * model.active if model.num_experts else 0
     return {
-        "tp": Rings(m * stage * (4 * (2 + again) + 2 * plan.sequence), plan.tp, stream, 1),
-        "cp": Rings(m * stage * (3 + (plan.recompute != "none")), plan.cp, keys, plan.tp),
-        "ep": Rings(2 * m * stage * (2 + again), plan.ep, experts / plan.tp, inner),
-        "dp": Rings(turns, plan.dp * plan.cp, reduced, plan.tp),
-        "pp": Rings(2 * plan.v * m * (plan.pp > 1), 2, 2 * stream / plan.tp, inner * plan.dp),
+        "tp": Rings(m * stage * (4 * (2 + again) + 2 * plan.sequence), plan.tp, stream, plan.tp),
+        "cp": Rings(m * stage * (3 + (plan.recompute != "none")), plan.cp, keys, inner),
+        "ep": Rings(2 * m * stage * (2 + again), plan.ep, experts / plan.tp, inner * plan.ep),
+        "dp": Rings(turns, plan.dp * plan.cp, reduced, inner * plan.dp),
+        "pp": Rings(2 * plan.v * m * (plan.pp > 1), 2, 2 * stream / plan.tp, plan.num_devices),
     }
