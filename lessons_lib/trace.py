@@ -1,9 +1,12 @@
 """What each rank did and when, and how many bytes it moved."""
 
+import json
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
+from .trace_events import trace_events
 from .waits import Wait, Waits
 
 KINDS = ("compute", "send", "recv", "add", "copy", "wait")
@@ -63,6 +66,15 @@ class Trace:
             if span.kind == "wait" and span.peer is not None
         ]
         return Waits([*self.late, *in_messages])
+
+    def save(self, path):
+        """Write the trace for a viewer such as Perfetto (ui.perfetto.dev) or chrome://tracing, as JSON.
+
+        Each rank has a row for computing and waiting, one for what it sends and one for what it receives; an arrow
+        stands for a message. The file says whether the trace was measured or simulated.
+        """
+        saved = {"traceEvents": trace_events(self.spans), "otherData": {"source": self.source}}
+        Path(path).write_text(json.dumps(saved), encoding="utf-8")
 
     @contextmanager
     def span(self, rank, kind, label=""):
