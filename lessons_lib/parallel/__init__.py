@@ -17,6 +17,7 @@ from .pipeline.slow_device import emulate_device
 from .pipeline.split import split_layers
 from .sharded.fully_sharded import FullySharded
 from .sharded.sharded_optimizer import ShardedOptimizer
+from .tasks.run_tasks import run_tasks
 from .tensor.layers import ColumnParallelLinear, RowParallelLinear
 from .tensor.parallelize import parallelize
 from .tensor.parts import full_optimizer_state_dict, full_state_dict, load_full_optimizer_state_dict
@@ -49,6 +50,7 @@ __all__ = [
     "parallelize",
     "parameter_server",
     "ring_attention",
+    "run_tasks",
     "sequence_positions",
     "share_of_mean",
     "split_layers",

@@ -1,0 +1,1 @@
+"""Tasks that are independent of each other (lesson 19)."""
