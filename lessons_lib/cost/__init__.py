@@ -4,6 +4,7 @@
 """
 
 from .clock import Prediction, fit, model_flops, predict, timeline
+from .here import measure_here
 from .search import Budget, Candidate, search
 from .shapes import Cluster, Model, Plan
 from .space import memory_of
@@ -17,6 +18,7 @@ __all__ = [
     "Plan",
     "Prediction",
     "fit",
+    "measure_here",
     "memory_of",
     "model_flops",
     "predict",
