@@ -228,9 +228,54 @@ def test_what_does_not_fit_says_what_comes_closest():
         (lambda: predict(Model(2, 64, 4, 10, 8), A100, Plan(8, pp=4)), "pp=4, v=1: at most num_layers=2"),
         (lambda: predict(Model(2, 64, 4, 10, 8), replace(A100, num_devices=2), Plan(8, dp=4)), "= 4: at most num_dev"),
         (lambda: fit(A100, measured("22B")[:1]), "rows has 1: at least 2"),
+        (lambda: fit(A100, [(*megatron("22B"), 0), (*megatron("1T"), 1)]), "a time that is not positive"),
+        (lambda: fit(A100, [(*megatron("22B", overlap=True), 1)] * 2), "rows has a plan with overlap"),
+        (lambda: fit(A100, [(*megatron("22B"), 1), (*megatron("1T"), 1e9)]), "no shares of flops and bandwidths"),
     ],
 )
 def test_what_cannot_be_is_refused(make, problem):
     with pytest.raises(ValueError) as raised:
         make()
     assert problem in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["model", "cluster", "plan"])
+def test_another_type_is_named(name):
+    model, plan = megatron("22B")
+    arguments = {"model": model, "cluster": A100, "plan": plan, name: 3}
+    with pytest.raises(TypeError, match=f"{name} is a int: a {name.capitalize()} is needed"):
+        predict(**arguments)
+
+
+def test_what_dp_sends_is_what_our_strategies_promise():
+    """All-reduce 2 (N-1)/N M; the same with the optimizer sharded; three times (N-1)/N M with everything sharded."""
+    model = Model(4, 64, 4, 100, 32, itemsize=4, recipe="float32 adam")
+    sent = [predict(model, A100, Plan(4, dp=4, zero=zero)).sent_bytes["dp"] for zero in (0, 1, 2, 3)]
+    assert sent == [pytest.approx(turns * 3 / 4 * 4 * model.weights) for turns in (2, 2, 2, 3)]
+
+
+def test_zero_divides_what_it_says():
+    model = Model(4, 64, 4, 100, 32)
+    whole, *divided = (memory_of(model, Plan(4, dp=4, zero=zero)) for zero in (0, 1, 2, 3))
+    for sizes, names in zip(divided, (["optimizer"], ["gradients"], ["parameters"]), strict=True):
+        whole = {**whole, **{name: whole[name] / 4 for name in names}}
+        assert {**sizes, "ends": 0} == {**whole, "ends": 0}
+
+
+def test_experts_make_it_larger_but_not_slower_and_lie_on_ep():
+    dense, mixture = (Model(4, 64, 4, 100, 32, num_experts=count, active=1) for count in (0, 8))
+    ran, many, spread = (
+        predict(model, A100, Plan(8, dp=8, ep=ep)) for model, ep in ((dense, 1), (mixture, 1), (mixture, 8))
+    )
+    assert many.flops == ran.flops and many.parts_s["compute"] == ran.parts_s["compute"]
+    assert many.memory["parameters"] > 5 * ran.memory["parameters"] == 5 * spread.memory["parameters"]
+    stream = 4 * 32 * 64 * 2  # to the experts and back, in both passes
+    assert spread.sent_bytes["ep"] == 4 * stream * 7 / 8
+
+
+def test_context_parallel_sends_keys_and_values_round():
+    ran = predict(Model(4, 64, 4, 100, 32, kv_heads=2), A100, Plan(2, cp=4))
+    assert ran.sent_bytes["cp"] == 2 * 3 * 4 * 3 * (2 * 8 * 32 * 2)  # micro-batches, passes, blocks, hops, K and V
+    assert ran.memory["activations"] == predict(Model(4, 64, 4, 100, 8, kv_heads=2), A100, Plan(2)).memory[
+        "activations"
+    ] + 4 * 8 * 4 * 5 * (32 - 8)  # blocks, positions, heads, bytes of a score, keys from other ranks

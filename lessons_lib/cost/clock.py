@@ -6,7 +6,7 @@ import numpy as np
 
 from ..memory import RECIPES
 from ..schedules import Links, interleaved, one_f_one_b, simulate
-from .shapes import check_fits
+from .shapes import check_fits, check_types
 from .space import memory_of, tokens_of, weights_of
 from .wires import traffic
 
@@ -47,6 +47,7 @@ def predict(model, cluster, plan):
     beside them.
 
     Raises:
+        TypeError: an argument is of another type.
         ValueError: the plan needs more devices than there are, or cuts what cannot be cut.
 
     Source: Narayanan et al. (2021), §2.2 and §3; Korthikanti et al. (2022), §4 to §6; Isaev et al., Calculon (2023).
@@ -71,6 +72,7 @@ def predict(model, cluster, plan):
 
 
 def _check(model, cluster, plan):
+    check_types(model=model, cluster=cluster, plan=plan)
     check_fits(model, plan)
     if plan.num_devices > cluster.num_devices:
         needed = f"dp · tp · pp · cp = {plan.num_devices}"
@@ -146,7 +148,13 @@ def fit(cluster, rows):
 
     Returns:
         The cluster that makes the sum of the squared relative errors smallest. There are two constants, no more.
+
+    Raises:
+        ValueError: `rows` has fewer than two, one that is not as above, or times that no positive constants explain.
     """
+    check_types(cluster=cluster)
+    if any(plan.overlap or not took_s > 0 for _, plan, took_s in rows):
+        raise ValueError("rows has a plan with overlap, or a time that is not positive")
     if len(rows) < 2:
         raise ValueError(f"rows has {len(rows)}: at least 2 are needed, as there are 2 constants")
     never = 1e30
@@ -154,6 +162,8 @@ def fit(cluster, rows):
     parts = [[predict(model, still, plan).time_s / took_s for model, plan, took_s in rows]]
     parts.append([predict(m, cluster, p).time_s / took_s - c for (m, p, took_s), c in zip(rows, parts[0], strict=True)])
     (slower, later), *_ = np.linalg.lstsq(np.array(parts).T, np.ones(len(rows)), rcond=None)
+    if slower <= 0 or later <= 0:
+        raise ValueError(f"rows of {len(rows)} steps: no shares of flops and bandwidths above 0 explain their times")
     bandwidth = {"memory_Bps": cluster.memory_Bps / later, "links": _scaled(cluster.links, 1 / later)}
     return replace(cluster, flops=cluster.flops / slower, **bandwidth)
 

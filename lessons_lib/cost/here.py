@@ -6,6 +6,8 @@ from time import perf_counter
 import torch
 
 from ..devices import measure, memory_left
+from ..errors import check_whole
+from ..parallel.wrapped import check_communicator
 from ..schedules import Links
 from .shapes import Cluster
 
@@ -25,6 +27,8 @@ def measure_here(comm, repeats=11, watts=0.0, price=0.0):
 
     Communication: all-reduces; all ranks must call it.
     """
+    check_communicator(comm)
+    check_whole("repeats", repeats, 1)
     comm.barrier()
     device = measure("cpu")
     small = torch.ones(_PRODUCT, _PRODUCT)

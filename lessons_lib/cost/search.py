@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from ..errors import check_whole
 from .clock import Prediction, predict
-from .shapes import RECOMPUTE, Cluster, Model, Plan
+from .shapes import RECOMPUTE, Plan, check_types
 
 
 @dataclass(frozen=True)
@@ -52,9 +52,9 @@ def search(model, cluster, budget):
         TypeError: an argument is of another type.
         ValueError: nothing fits; says what comes closest.
     """
-    for name, value, kind in (("model", model, Model), ("cluster", cluster, Cluster), ("budget", budget, Budget)):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name} is a {type(value).__name__}: a {kind.__name__} is needed")
+    check_types(model=model, cluster=cluster)
+    if not isinstance(budget, Budget):
+        raise TypeError(f"budget is a {type(budget).__name__}: a Budget is needed")
     tried = [(plan, predict(model, cluster, plan)) for plan in plans(model, cluster, budget.batch)]
     if not tried:
         raise ValueError(f"batch={budget.batch}: no plan divides it, the layers and the heads among the devices")

@@ -168,6 +168,14 @@ class Plan:
         return self.dp * self.tp * self.pp * self.cp
 
 
+def check_types(**values):
+    """Refuse what is no Model, Cluster or Plan, whichever its name says: a `TypeError`."""
+    for name, value in values.items():
+        kind = {"model": Model, "cluster": Cluster, "plan": Plan}[name]
+        if not isinstance(value, kind):
+            raise TypeError(f"{name} is a {type(value).__name__}: a {kind.__name__} is needed")
+
+
 def check_fits(model, plan):
     """Refuse a plan that cuts what cannot be cut: a `ValueError`."""
     for what, value, parts, divisor in (

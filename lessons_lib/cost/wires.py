@@ -36,7 +36,8 @@ def traffic(model, plan):
         tp: two all-reduces of a micro-batch's activations in each pass of a block. With `sequence` as many bytes in
             all-gathers and reduce-scatters; and two all-gathers more, of what a backward pass needs whole.
         cp: keys and values go round. ep: tokens go to their experts and back.
-        dp: gradients are added up, over cp too; with zero=3 parameters are gathered before each pass.
+        dp: gradients are added up, over cp too, those of experts as well. With zero=1 or 2 they are
+            reduce-scattered, and parameters gathered; with zero=3 parameters are gathered before each pass.
         pp: activations and their gradients go to the next stage; each device of tp sends its part.
     """
     m, stage, again = plan.num_micro_batches, model.num_layers / plan.pp, plan.recompute == "full"
@@ -44,12 +45,12 @@ def traffic(model, plan):
     keys = 2 * stream * model.kv_width / model.width / plan.tp * plan.cp
     numbers, recipe = weights_of(model, plan), RECIPES[model.recipe]
     gradients, parameters = numbers * recipe["gradients"], numbers * recipe["parameters"]
-    turns, reduced = (1 + 2 * m * parameters / gradients, gradients) if plan.zero == 3 else (2, gradients)
+    turns = 2 if plan.zero == 0 else 1 + parameters / gradients * (2 * m if plan.zero == 3 else 1)
     experts = stream * model.active if model.num_experts else 0
     return {
         "tp": Rings(m * stage * (4 * (2 + again) + 2 * plan.sequence), plan.tp, stream, plan.tp),
         "cp": Rings(m * stage * (3 + (plan.recompute != "none")), plan.cp, keys, inner),
         "ep": Rings(2 * m * stage * (2 + again), plan.ep, experts / plan.tp, inner * plan.ep),
-        "dp": Rings(turns, plan.dp * plan.cp, reduced, inner * plan.dp),
+        "dp": Rings(turns, plan.dp * plan.cp, gradients, inner * plan.dp),
         "pp": Rings(2 * plan.v * m * (plan.pp > 1), 2, 2 * stream / plan.tp, plan.num_devices),
     }
