@@ -3,16 +3,20 @@
 import os
 import signal
 import sys
+from itertools import product
 from pathlib import Path
 
 import cloudpickle
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from left_behind import nothing_is_left_behind  # noqa: F401
 
 from lessons_lib import RankFailed, RankLost, launch
-from lessons_lib.parallel import run_tasks
+from lessons_lib.parallel import run_tasks, successive_halving
 from lessons_lib.parallel.tasks.hand_out import HandOut
+from lessons_lib.schedules import best_schedule, graham_bound, list_schedule, longest_first, static_split
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 posix = pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
@@ -201,6 +205,27 @@ def test_rank_0_dies_and_another_hands_out(num_given):
     assert results == [None, *[[-task for task in range(8)]] * 3]
 
 
+@posix
+def test_a_rank_that_is_still_leaving_when_another_is_in_the_next_call_follows():
+    def main(comm):
+        barrier = comm.barrier
+
+        def barrier_and_death():
+            barrier()
+            if comm.rank == 1:
+                comm.recv(torch.zeros(1), 2)  # until rank 2 dies
+            if comm.rank == 2:
+                die()
+
+        comm.barrier = barrier_and_death
+        first = run_tasks(comm, lambda task: task, range(4), progress=False)
+        second = run_tasks(first.comm, lambda task: -task, range(4), progress=False)
+        return [*first, *second]
+
+    results = launch(main, world_size=3, elastic=True, timeout_s=LONG_S)
+    assert results == [[0, 1, 2, 3, 0, -1, -2, -3]] * 2 + [None]
+
+
 # --- what is refused -------------------------------------------------------------------------------------------------
 
 
@@ -224,7 +249,7 @@ def test_arguments_that_cannot_be_are_refused(arguments, said):
 
 def test_ranks_with_different_tasks_are_refused_on_every_rank():
     def main(comm):
-        with pytest.raises(ValueError, match=r"different tasks: rank 0: \{'tasks': 1.*rank 1: \{'tasks': 2"):
+        with pytest.raises(ValueError, match=r"different tasks: rank 0: \{.*'tasks': 1.*rank 1: \{.*'tasks': 2"):
             run_tasks(comm, abs, range(comm.rank + 1), progress=False)
 
     launch(main, world_size=2)
@@ -245,3 +270,103 @@ def test_a_static_share_stays_with_its_worker():
     assert [line.give("a"), line.take_back("a", False), line.give("a"), line.take_back("a", True)] == [0, 0, 1, 1]
     assert [line.give("a"), line.take_back("a", True), line.give("a")] == [0, 0, None]
     assert line.give("b") == 2
+
+
+# --- schedules as data -----------------------------------------------------------------------------------------------
+
+
+def test_schedules_of_tasks_beside_the_optimum():
+    durations = [3.0, 3.0, 2.0, 2.0, 2.0]
+    assert best_schedule(durations, 2).total_s == 6.0
+    assert longest_first(durations, 2).total_s == 7.0  # 4/3 - 1/6 times the optimum: the bound is reached
+    assert list_schedule([1.0] * 6 + [3.0], 3).total_s == 5.0 and best_schedule([1.0] * 6 + [3.0], 3).total_s == 3.0
+    assert graham_bound(3) == 5 / 3  # reached too
+    assert static_split([1.0, 1.0, 5.0, 6.0], 2).finish_s == [2.0, 11.0]
+
+
+@given(st.lists(st.integers(0, 9), max_size=7), st.integers(1, 4))
+def test_list_schedules_stay_within_their_bounds(durations, num_workers):
+    def end(who):
+        loads = [0] * num_workers
+        for worker, duration in zip(who, durations, strict=True):
+            loads[worker] += duration
+        return max(loads)
+
+    best = best_schedule(durations, num_workers).total_s
+    assert best == min(end(who) for who in product(range(num_workers), repeat=len(durations)))
+    assert best <= list_schedule(durations, num_workers).total_s <= graham_bound(num_workers) * best + 1e-9
+    assert best <= longest_first(durations, num_workers).total_s <= (4 - 1 / num_workers) / 3 * best + 1e-9
+    for make in (best_schedule, list_schedule, longest_first, static_split):
+        found = make(durations, num_workers)
+        assert sorted(span.label for span in found.trace.spans) == sorted(f"task {k}" for k in range(len(durations)))
+        assert found.total_s == max(found.finish_s) >= best and found.trace.source == "simulated"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (([1.0, -1.0], 2), r"durations_s\[1\]=-1.0"),
+        (([float("nan")], 2), r"durations_s\[0\]=nan"),
+        (([1.0], 0), "num_workers=0"),
+    ],
+)
+def test_durations_that_cannot_be_are_refused(arguments, said):
+    for make in (best_schedule, list_schedule, longest_first, static_split):
+        with pytest.raises(ValueError, match=said):
+            make(*arguments)
+    with pytest.raises(ValueError, match="13 tasks: at most 12"):
+        best_schedule([1.0] * 13, 2)
+
+
+# --- successive halving ----------------------------------------------------------------------------------------------
+
+
+def count_up(config, num_steps, state):
+    """The loss falls to `config`, the slower the lower: what is best changes with the budget."""
+    steps = (state or 0) + num_steps
+    return (float("nan") if config < 0 else config + 40 / steps), steps
+
+
+def test_halving_keeps_the_best_and_trains_them_further():
+    def main(comm):
+        return successive_halving(comm, count_up, [3, 1, -1, 2, 0], [10, 20, 40], progress=False)
+
+    found = launch(main, world_size=3)
+    assert len({repr(each) for each in found}) == 1
+    assert [each.losses for each in found[0].rounds] == [
+        {0: 7.0, 1: 5.0, 2: pytest.approx(float("nan"), nan_ok=True), 3: 6.0, 4: 4.0},
+        {4: 2.0, 1: 3.0, 3: 4.0},
+        {4: 1.0, 1: 2.0},
+    ]
+    assert [each.cost for each in found[0].rounds] == [50, 30, 40] and found[0].cost == 120
+    assert found[0].survivors == [4, 1] and found[0].states == {4: 40, 1: 40}
+
+
+@posix
+def test_halving_goes_on_when_a_worker_dies(tmp_path):
+    def main(comm):
+        def train(config, num_steps, state):
+            if times(tmp_path, f"{config} {num_steps}") == 1 and config == 0:
+                die()
+            return count_up(config, num_steps, state)
+
+        return successive_halving(comm, train, [3, 1, 2, 0], [10, 30], progress=False)
+
+    results = launch(main, world_size=4, elastic=True, timeout_s=LONG_S)
+    living = [found for found in results if found is not None]
+    assert len(living) == 2 and all((each.survivors, each.cost) == ([3, 1], 80) for each in living)
+
+
+@pytest.mark.parametrize(
+    ("configs", "budgets", "factor", "said"),
+    [
+        ([], [1], 2, "configs is empty"),
+        ([1], [], 2, r"budgets=\[\]"),
+        ([1], [2, 2], 2, r"budgets=\[2, 2\]: numbers of steps that grow"),
+        ([1], [0], 2, "a budget=0"),
+        ([1], [1], 1, "factor=1"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(configs, budgets, factor, said):
+    with pytest.raises(ValueError, match=said):
+        successive_halving(None, count_up, configs, budgets, factor)

@@ -17,6 +17,7 @@ from .pipeline.slow_device import emulate_device
 from .pipeline.split import split_layers
 from .sharded.fully_sharded import FullySharded
 from .sharded.sharded_optimizer import ShardedOptimizer
+from .tasks.halving import successive_halving
 from .tasks.run_tasks import run_tasks
 from .tensor.layers import ColumnParallelLinear, RowParallelLinear
 from .tensor.parallelize import parallelize
@@ -55,4 +56,5 @@ __all__ = [
     "share_of_mean",
     "split_layers",
     "split_sequence",
+    "successive_halving",
 ]

@@ -55,6 +55,7 @@ from .sharded import ShardedStep, sharded_step
 from .simulate import simulate
 from .simulation import Simulation
 from .star import star, star_broadcast
+from .tasks import best_schedule, graham_bound, list_schedule, longest_first, static_split
 from .tree import tree, tree_broadcast
 from .verify import verify
 from .zero_bubble import zb_h1, zbv
@@ -74,6 +75,7 @@ __all__ = [
     "Simulation",
     "Step",
     "all_to_all",
+    "best_schedule",
     "chunk_bounds",
     "chunk_owners",
     "count",
@@ -84,9 +86,12 @@ __all__ = [
     "expert_routing",
     "gather",
     "gpipe",
+    "graham_bound",
     "halving_doubling",
     "hierarchical",
     "interleaved",
+    "list_schedule",
+    "longest_first",
     "one_f_one_b",
     "pipeline",
     "read_table",
@@ -100,6 +105,7 @@ __all__ = [
     "simulate",
     "star",
     "star_broadcast",
+    "static_split",
     "tree",
     "tree_broadcast",
     "verify",

@@ -30,15 +30,22 @@ class Progress:
 
         Args:
             comm: the communicator of those that live.
-            settings: what must be the same on every rank.
+            settings: what must be the same on every rank; "call" is the number of this call of `run_tasks`: some
+                may be in the next one already, where a rank died while the others left.
+
+        Returns:
+            The number of the call of each rank; nothing was told but that where they differ.
 
         Raises:
-            ValueError: `settings` differ, on every rank.
+            ValueError: `settings` of one call differ, on every rank.
 
         Communication: an all-gather of what happened, and a broadcast from each rank that has results of its own.
         """
         sizes = {task: len(data) for task, data in self.results.items()}
         told = share_objects(comm, (settings, sizes, self.failures, self.running, self.is_new))
+        calls = [theirs[0]["call"] for theirs in told]
+        if len(set(calls)) > 1:
+            return calls
         if any(theirs[0] != settings for theirs in told):
             said = "; ".join(f"rank {rank}: {theirs[0]}" for rank, theirs in enumerate(told))
             raise ValueError(f"the ranks were given different tasks: {said}")
@@ -51,6 +58,7 @@ class Progress:
                 if worker not in been and task not in self.results:
                     self.failed(task, worker, f"rank {worker} died in it")
         self.running, self.is_new = {}, False
+        return calls
 
     def _share_results(self, comm, sizes):
         """Give every rank all results, each from the first rank that has it. sizes: {task: bytes} of each rank."""

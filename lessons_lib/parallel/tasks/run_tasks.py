@@ -54,14 +54,22 @@ def run_tasks(comm, fn, tasks, policy="queue", attempts=3, progress=True):
     Communication: per task a message of 8 bytes each way and one of the pickled result; at the end a broadcast of all.
     """
     tasks = _checked(fn, tasks, policy, attempts)
-    known, settings = Progress(), {"tasks": len(tasks), "policy": policy, "attempts": attempts}
+    comm.ledger.call("run_tasks")
+    call = comm.ledger.calls["run_tasks"]
+    known, settings = Progress(), {"call": call, "tasks": len(tasks), "policy": policy, "attempts": attempts}
     hidden = not progress or comm.rank > 0
     with tqdm(total=len(tasks), disable=hidden, leave=False, file=sys.stderr, unit="task") as bar:
         while True:
             try:
-                known.meet(comm, settings)
+                calls = known.meet(comm, settings)
                 _check_failures(known, attempts)
+                if max(calls) > call:
+                    _check_left(known, len(tasks), call, max(calls))
+                    break
+                if min(calls) < call:
+                    continue
                 if len(known.results) == len(tasks):
+                    comm.barrier()  # whoever has left knows that all others have all results
                     break
                 bar.update(len(known.results) - bar.n)
                 if comm.rank > 0:
@@ -95,6 +103,15 @@ def _check_failures(known, attempts):
             rank, line, details = failed[-1]
             times = "once" if len(failed) == 1 else f"{len(failed)} times"
             raise RankFailed(rank, f"task {task} failed {times}, the last time on rank {rank}: {line}", details)
+
+
+def _check_left(known, num_tasks, call, latest):
+    """The others have left this call: this rank can do so too, as it has all results, unless it is a replacement."""
+    if len(known.results) < num_tasks:
+        raise RuntimeError(
+            f"this rank is in call {call} of run_tasks and the others are in call {latest}, with other tasks: what "
+            "replaces a rank that has died must begin where the others are"
+        )
 
 
 def _attempt(comm, fn, tasks, task, known):
