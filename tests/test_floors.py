@@ -13,7 +13,7 @@ FLOORS = {
     **dict.fromkeys(("optim", "shards", "trace", "trace_events", "waits"), 0),
     "schedules": 0.5,
     "comm": 1,
-    **dict.fromkeys(("parallel", "cost"), 2),
+    **dict.fromkeys(("checkpoint", "cost", "parallel"), 2),
     **dict.fromkeys(("launch", "train", "bench", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }

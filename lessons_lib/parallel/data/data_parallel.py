@@ -139,6 +139,14 @@ class DataParallel(nn.Module):
         finally:
             self._reducer.is_synced = before
 
+    def run_state(self):
+        """What the last bits of the next step depend on beside the weights; a `Checkpoints` keeps it (lesson 21)."""
+        return {"unit": self._reducer.unit}
+
+    def load_run_state(self, state):
+        """Go on as the run did that gave `state`, bit for bit."""
+        self._reducer.unit = state["unit"]
+
     def __reduce__(self):
         raise TypeError(
             "a DataParallel belongs to its own rank and cannot be copied or pickled: use net.module, in "

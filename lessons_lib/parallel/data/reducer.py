@@ -24,13 +24,14 @@ class Reducer:
 
     Attributes:
         is_synced: whether gradients of forward passes from now on are to be averaged, or add up on this rank.
+        unit: what gradients are weighed against: the number of samples of the last step, at first that of the ranks.
         is_released: whether it has let go of its parameters, because another one watches them.
     """
 
     def __init__(self, comm, cap_bytes, overlap, weight_by_batch):
         self.comm, self._cap_bytes, self._overlap, self.weight_by_batch = comm, cap_bytes, overlap, weight_by_batch
         self.is_synced, self.is_released, self._handles = True, False, []
-        self._token, self._unit, self._number = _nothing, comm.world_size, 0
+        self._token, self.unit, self._number = _nothing, comm.world_size, 0
         self._kept, self._differentiated = [], []
 
     def __del__(self):
@@ -158,7 +159,7 @@ class Reducer:
             for parameter, view in bucket.missing.values():
                 bucket.fill(parameter, view)
         has_gradient = [parameter.grad is not None for parameter, _ in self._pairs]
-        mine = [*has_gradient, *flags_of(counts, self._number, self._unit)]
+        mine = [*has_gradient, *flags_of(counts, self._number, self.unit)]
         self._flags.copy_(torch.tensor(mine, dtype=self._flags.dtype))
         while self._next < len(self._buckets):
             self._reduce_next(async_op=False)  # nothing is left that it could overlap with
@@ -179,9 +180,9 @@ class Reducer:
         if not self._is_exact:  # in half precision, weights above 1 would soon be too large
             total = torch.tensor([num_samples], dtype=torch.float64)
             self.comm.all_reduce(total)
-            self._unit = total.item() or self._unit
+            self.unit = total.item() or self.unit
         for bucket in self._buckets:
-            bucket.open(num_samples / self._unit)
+            bucket.open(num_samples / self.unit)
         grads = [parameter.grad for parameter, _ in self._pairs] if num_samples == 0 else []
         self._before = [None if grad is None else grad.clone() for grad in grads]
 
@@ -195,10 +196,10 @@ class Reducer:
 
     def _rescale(self, num_samples):
         """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
-        if num_samples != self._unit:
+        if num_samples != self.unit:
             for bucket in self._buckets:
-                bucket.gradients.mul_(self._unit / num_samples)
-            self._unit = num_samples
+                bucket.gradients.mul_(self.unit / num_samples)
+            self.unit = num_samples
 
     def _hand_over(self, ranks_used):
         """Let `.grad` be the average, of those parameters that some rank has used."""
