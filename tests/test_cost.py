@@ -279,3 +279,40 @@ def test_context_parallel_sends_keys_and_values_round():
     assert ran.memory["activations"] == predict(Model(4, 64, 4, 100, 8, kv_heads=2), A100, Plan(2)).memory[
         "activations"
     ] + 4 * 8 * 4 * 5 * (32 - 8)  # blocks, positions, heads, bytes of a score, keys from other ranks
+
+
+def test_every_part_of_a_small_step_by_hand():
+    model = Model(2, 64, 4, 1000, 32, gated=True, hidden=96)
+    cluster = Cluster(4, 1e9, 1e12, 1e9, Links(1e-3, 1e6), half_flops=1e5)
+    ran = predict(model, cluster, Plan(4, 2, tp=2))  # two micro-batches of 64 tokens, two blocks, two devices
+    products, scores = 2 * 64 * (4 * 64**2 + 3 * 64 * 96) / 2 + 7 * 1e5, 4 * 64 * 32 * 64 / 2 + 2 * 1e5
+    assert ran.parts_s["compute"] == pytest.approx(2 * 2 * 3 * (products + scores) / 1e9)
+    moved = 2 * 64 * (11 * 64 + 3 * 96 / 2 + 6.5 * 4 * 32 / 2)
+    assert ran.parts_s["memory"] == pytest.approx(2 * 2 * 2.5 * moved / 1e9)
+    logits = 3 * (2 * 64 * 64 * 1000 / 2 + 1e5) + 16 * 64 * 1000 / 2
+    assert ran.parts_s["logits"] == pytest.approx(2 * logits / 1e9)
+    assert ran.parts_s["optimizer"] == pytest.approx(2 * 18 * model.weights / 2 / 1e9)
+    assert ran.parts_s["tp"] == pytest.approx(2 * 2 * 2 * 2 * 2 * (1e-3 + 64 * 64 * 2 / 2 / 1e6))
+    assert [ran.parts_s[what] for what in ("dp", "pp", "cp", "ep", "idle")] == [0] * 5
+    assert ran.memory["ends"] == 64 * 1000 / 2 * (2 + 8) + 18 * 64 * 1000 / 2
+
+
+@pytest.mark.parametrize("zero", [0, 1, 3])
+def test_overlap_hides_what_the_backward_pass_takes_and_no_more(zero):
+    model, slow = Model(2, 64, 4, 1, 32), Cluster(4, 1e9, 1e12, 1e9, Links(0, 1e6))
+    apart, beside = (predict(model, slow, Plan(16, dp=4, zero=zero, overlap=overlap)) for overlap in (False, True))
+    compute_s = apart.parts_s["compute"] / 4  # of one of four micro-batches
+    hidden_s = 2 / 3 * compute_s * (4 if zero == 3 else 1)
+    assert apart.parts_s["dp"] - beside.parts_s["dp"] == pytest.approx(hidden_s)
+    quick = replace(slow, links=Links(0, 1e15))
+    assert predict(model, quick, Plan(16, dp=4, zero=zero, overlap=True)).parts_s["dp"] == 0
+
+
+def test_what_costs_more_than_the_budget_is_told():
+    _, _, found = small_search(Budget(32))
+    limit = found[0].prediction.money * 1.01
+    _, _, tight = small_search(Budget(32, money=limit))
+    fits = [each for each in tight if not each.reason.startswith(("needs", "costs"))]
+    assert all(each.prediction.money <= limit for each in fits)
+    assert len(fits) == sum(each.prediction.money <= limit and each.prediction.memory_bytes <= 80e9 for each in found)
+    assert all(each.plan.num_micro_batches % each.plan.pp == 0 for each in found if each.plan.v > 1)
