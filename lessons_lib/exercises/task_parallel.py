@@ -81,7 +81,7 @@ def halving(losses, budgets):
     survivors: the numbers of all configurations of the last round, the best first.
     cost: all steps that were trained. Nothing is trained twice.
     """
-    left, cost, done = list(range(len(losses))), 0, 0
+    left, cost, done = range(len(losses)), 0, 0
     for k, budget in enumerate(budgets):
         if k > 0:
             left = left[: (len(left) + 1) // 2]

@@ -5,7 +5,6 @@ SHIFTED = "all workers are free at the same moment, whichever it is"
 
 equivalent = {
     "halving": {
-        "left, cost, done = {list(range(len(losses → range(len(losses})), 0, 0": "a range can be cut and sorted too",
         "cost {+= → = cost +} len(left) * (budget - done)": NOT_IN_PLACE,
     },
     "owners": {
