@@ -22,7 +22,17 @@ from lessons_lib.checkpoint import disk as disk_module
 from lessons_lib.checkpoint.packing import pack, unpack
 from lessons_lib.data import RankSampler, digits
 from lessons_lib.losses import cross_entropy
-from lessons_lib.parallel import DataParallel, FullySharded, LocalSGD, ShardedOptimizer
+from lessons_lib.parallel import (
+    DataParallel,
+    FullySharded,
+    LocalSGD,
+    PipelineParallel,
+    ShardedOptimizer,
+    full_optimizer_state_dict,
+    full_state_dict,
+    parallelize,
+)
+from lessons_lib.schedules import one_f_one_b
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 X, Y, _, _ = digits(torch.float64)
@@ -49,11 +59,10 @@ class Run:
         self.comm = comm
         module = net(comm.rank)
         self.model, self.optimizer, kept = WRAPPED[kind](module, comm)
-        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.5) if kind != "LocalSGD" else None
+        self.scheduler = torch.optim.lr_scheduler.StepLR(self.optimizer, 3, 0.5)
         self.sampler = RankSampler(len(X), comm.rank, comm.world_size, 60, seed=1)
         self.state = {"model": self.model, "optimizer": kept, "sampler": self.sampler.state_dict(0)}
-        if self.scheduler:
-            self.state["scheduler"] = self.scheduler
+        self.state["scheduler"] = self.scheduler
 
     def go_on(self, until, checkpoints=None, every=4):
         """Steps from where the sampler is; what the weights and random numbers were after each."""
@@ -66,27 +75,25 @@ class Run:
             noise = 1e-3 * torch.randn(len(rows), 64, dtype=torch.float64) + 1e-3 * np.random.rand() * random.random()
             cross_entropy(self.model(X[rows] + noise), Y[rows]).backward()
             self.optimizer.step()
-            if self.scheduler:
-                self.scheduler.step()
+            if isinstance(self.model, LocalSGD):
+                self.model.step()
+            self.scheduler.step()
             self.state["sampler"] = self.sampler.state_dict(step + 1)
             if checkpoints and (step + 1) % every == 0:
                 checkpoints.save(step + 1, self.state)
-            seen.append(torch.cat([w.detach().double().flatten() for w in self.model.state_dict().values()]))
+            seen.append(weights_of(self.model))
         return seen
 
 
-class Through:
-    """An object whose state goes by two functions."""
-
-    def __init__(self, get, put):
-        self.state_dict, self.load_state_dict = get, put
+def weights_of(model):
+    tensors = [each for each in model.state_dict().values() if isinstance(each, torch.Tensor)]
+    return torch.cat([each.detach().double().flatten() for each in tensors])
 
 
 def wrap_fully(module, comm):
     model = FullySharded(module, comm)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
-    get = lambda: model.optimizer_state_dict(optimizer)  # noqa: E731
-    return model, optimizer, Through(get, lambda state: model.load_optimizer_state_dict(optimizer, state))
+    return model, optimizer, optimizer
 
 
 def wrap_data(module, comm):
@@ -117,6 +124,7 @@ WRAPPED = {
     "DataParallel": wrap_data,
     "ShardedOptimizer": wrap_sharded,
     "FullySharded": wrap_fully,
+    "LocalSGD": wrap_local,
 }
 
 
@@ -158,8 +166,9 @@ def test_another_number_of_ranks_goes_on_with_the_same_weights_and_samples(kind,
         run = Run(comm, kind)
         step = Checkpoints(tmp_path, comm).load(run.state)
         run.sampler.load_state_dict(run.state["sampler"])
-        kept = torch.cat([w.detach().double().flatten() for w in run.model.state_dict().values()])
-        moments = run.state["optimizer"].state_dict()["state"][0]["exp_avg"]
+        kept = weights_of(run.model)
+        states = run.model.optimizer_state_dict(run.optimizer) if kind == "FullySharded" else run.optimizer.state_dict()
+        moments = states["state"][0]["exp_avg"]
         return step, kept, moments, [rows for rows, _ in zip(run.sampler, range(3), strict=False)]
 
     launch(first_part, kind, tmp_path, world_size=2)
@@ -170,6 +179,64 @@ def test_another_number_of_ranks_goes_on_with_the_same_weights_and_samples(kind,
     for number in range(3):
         dealt = [sorted(i for rank in ranks for i in rank[3][number]) for ranks in (before, after)]
         assert dealt[0] == dealt[1]
+
+
+def split_by_columns(comm):
+    torch.manual_seed(comm.rank)
+    model = nn.Sequential(nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 10)).double()
+    model = parallelize(model, comm, {"0": "column", "2": "row"})
+
+    def step(x, y):
+        cross_entropy(model(x), y).backward()
+
+    return model, step
+
+
+def split_by_layers(comm):
+    torch.manual_seed(comm.rank)
+    stages = [nn.Sequential(nn.Linear(64, 12), nn.Tanh()).double(), nn.Linear(12, 10).double()]
+    model = PipelineParallel(stages, comm, one_f_one_b(2, 4))
+    return model, lambda x, y: model.step(x, y, cross_entropy)
+
+
+@pytest.mark.parametrize("make", [split_by_columns, split_by_layers])
+def test_a_model_in_parts_goes_on_to_the_same_bits(make, tmp_path):
+    def train(comm, first, last):
+        model, step = make(comm)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        state, checkpoints = {"model": model, "optimizer": optimizer}, Checkpoints(tmp_path, comm)
+        assert checkpoints.load(state) == (first or None)
+        for number in range(first, last):
+            optimizer.zero_grad()
+            step(X[40 * number :][:40], Y[40 * number :][:40])
+            optimizer.step()
+        checkpoints.save(last, state)
+        return [parameter.detach().clone() for parameter in model.parameters()]
+
+    whole = launch(train, 0, 6, world_size=2)
+    shutil.rmtree(tmp_path)
+    launch(train, 0, 3, world_size=2)
+    resumed = launch(train, 3, 6, world_size=2)
+    for ours, theirs in zip(resumed, whole, strict=True):
+        assert all(map(torch.equal, ours, theirs)) and len(ours) == len(theirs)
+
+
+def test_parts_of_layers_go_on_with_another_number_of_ranks(tmp_path):
+    def keep(comm):
+        model, _ = split_by_columns(comm)
+        optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
+        state, checkpoints = {"model": model, "optimizer": optimizer}, Checkpoints(tmp_path, comm)
+        step = checkpoints.load(state)
+        if step is None:
+            for parameter in model.parameters():
+                parameter.grad = torch.ones_like(parameter)
+            optimizer.step()
+            checkpoints.save(1, state)
+        return step, full_state_dict(model), full_optimizer_state_dict(optimizer)["state"]
+
+    before, *_ = launch(keep, world_size=2)
+    for step, weights, moments in launch(keep, world_size=3):
+        assert step == 1 and is_same(dict(weights), dict(before[1])) and is_same(moments, before[2])
 
 
 def test_what_differs_between_ranks_needs_as_many_of_them(tmp_path):

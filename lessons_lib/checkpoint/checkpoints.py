@@ -16,8 +16,9 @@ from ..parallel.wrapped import check_communicator
 from .disk import PARTIAL, BrokenCheckpoint, finish, read, write_part
 from .packing import pack, unpack
 from .randomness import random_state, set_random_state
+from .strategies import put, take
 
-RANDOM, RUN, POLL_S = "random", "~run", 5e-3  # RUN: behind the name of what has a `run_state`
+RANDOM, POLL_S = "random", 5e-3
 
 
 class Checkpoints:
@@ -164,8 +165,7 @@ class Checkpoints:
             print(f"checkpoint refused, the one before is taken: {problems[0]}", file=sys.stderr)
         return None if problems else found
 
-    def _put_into(self, state, step, about, parts):
-        every = [tensors | values for tensors, values in parts]
+    def _put_into(self, state, step, about, every):
         is_resized = about["world_size"] != self.comm.world_size
         entries = _merged(every, None if is_resized else self.comm.rank)
         own = {name for name in entries if sum(name in each for each in every) > 1 and name.split("/")[0] != RANDOM}
@@ -190,13 +190,7 @@ class Checkpoints:
         if isinstance(target, torch.nn.Module) and some & set(kept):
             wanted = set(pack(target.state_dict(), name)[0])
             kept = {key: value for key, value in kept.items() if key not in some or key in wanted}
-        value = unpack(kept, name)
-        if hasattr(target, "load_state_dict"):
-            target.load_state_dict(value)
-            if hasattr(target, "load_run_state"):
-                target.load_run_state(unpack(entries, name + RUN))
-        else:
-            state[name] = value
+        put(name, state, unpack(kept, name))
 
     # --- together ----------------------------------------------------------------------------------------------------
 
@@ -265,15 +259,12 @@ class _Job(threading.Thread):
 
 def _entries(state):
     tensors, values = pack(random_state(), RANDOM)
-    for name, value in state.items():
-        if not isinstance(name, str) or set("/~") & set(name) or name == RANDOM:
-            raise ValueError(f"state has the name {name!r}: a text without / and ~ that is not {RANDOM!r} is needed")
-        parts = [pack(value.state_dict() if hasattr(value, "state_dict") else value, name)]
-        if hasattr(value, "run_state"):
-            parts.append(pack(value.run_state(), name + RUN))
-        for more_tensors, more_values in parts:
-            tensors |= more_tensors
-            values |= more_values
+    for name in state:
+        if not isinstance(name, str) or "/" in name or name == RANDOM:
+            raise ValueError(f"state has the name {name!r}: a text without a slash that is not {RANDOM!r} is needed")
+        more_tensors, more_values = pack(take(name, state), name)
+        tensors |= more_tensors
+        values |= more_values
     return tensors, values
 
 

@@ -39,7 +39,8 @@ def sync_folder(folder):
 def write_part(folder, rank, tensors, values):
     """Write what one rank keeps, and then that it is there: its sizes and checksums."""
     tensors = {name: tensor.detach().contiguous() for name, tensor in tensors.items()}
-    files = {f"rank-{rank}.safetensors": safetensors.torch.save(tensors), f"rank-{rank}.json": _json(values)}
+    rest = {"values": values, "order": [*tensors, *values]}  # safetensors keep no order
+    files = {f"rank-{rank}.safetensors": safetensors.torch.save(tensors), f"rank-{rank}.json": _json(rest)}
     for name, data in files.items():
         write_file(folder / name, data)
     sums = {name: {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()} for name, data in files.items()}
@@ -64,7 +65,7 @@ def finish(partial, folder, about, num_ranks):
 
 
 def read(folder):
-    """The manifest and all that the ranks kept: (about, a list of (tensors, values), one per rank).
+    """The manifest and all that the ranks kept: (about, a list of {name: tensor or value}, one per rank).
 
     Raises:
         BrokenCheckpoint: the folder is not whole.
@@ -74,8 +75,9 @@ def read(folder):
     parts = []
     for rank in range(about["world_size"]):
         tensors = _checked(folder, f"rank-{rank}.safetensors", about["files"])
-        values = _checked(folder, f"rank-{rank}.json", about["files"])
-        parts.append((safetensors.torch.load(tensors), json.loads(values)))
+        rest = json.loads(_checked(folder, f"rank-{rank}.json", about["files"]))
+        entries = {**safetensors.torch.load(tensors), **rest["values"]}
+        parts.append({name: entries[name] for name in rest["order"]})
     return about, parts
 
 

@@ -136,8 +136,8 @@ def _mapped(optimizer, state, change):
     changed = dict(state["state"])
     for number, parameter in zip(numbers, parameters, strict=True):
         if part_of(parameter) is not None and number in changed:
-            changed[number] = {
-                name: change(value, parameter) if isinstance(value, torch.Tensor) and value.dim() else value
-                for name, value in changed[number].items()
-            }
+            own = changed[number]
+            cut = [name for name, value in own.items() if isinstance(value, torch.Tensor) and value.dim()]
+            # A change may be a collective, and a state that was loaded may have its names in another order elsewhere.
+            changed[number] = {**own, **{name: change(own[name], parameter) for name in sorted(cut)}}
     return {**state, "state": changed}
