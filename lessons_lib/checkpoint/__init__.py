@@ -2,5 +2,6 @@
 
 from .checkpoints import Checkpoints
 from .disk import BrokenCheckpoint
+from .peers import PeerCopies
 
-__all__ = ["BrokenCheckpoint", "Checkpoints"]
+__all__ = ["BrokenCheckpoint", "Checkpoints", "PeerCopies"]
