@@ -305,11 +305,12 @@ def test_a_harmed_checkpoint_is_refused_by_name_and_the_one_before_is_taken(harm
     assert capfd.readouterr().err.count(f"checkpoint refused, the one before is taken: step-000000000002/{name}") == 1
 
 
-def test_without_any_whole_checkpoint_there_is_none(tmp_path):
+def test_where_nothing_was_saved_there_is_nothing_and_where_nothing_is_whole_it_raises(tmp_path):
     assert launch(load, tmp_path, world_size=2) == [(None, {"weights": None, "name": None})] * 2
     saved(tmp_path, steps=(1,))
     (tmp_path / "step-000000000001" / "manifest.json").unlink()
-    assert launch(load, tmp_path, world_size=2)[0][0] is None
+    with pytest.raises(RankFailed, match=r"none of the checkpoints in .* is whole: steps \[1\]"):
+        launch(load, tmp_path, world_size=2)
 
 
 def test_the_last_ones_are_kept(tmp_path):

@@ -137,15 +137,19 @@ class Checkpoints:
             Its step, or None where there is none.
 
         Raises:
+            BrokenCheckpoint: there are some, and none is whole.
             KeyError: a name was not saved.
             ValueError: what differs between ranks was saved by another number of them.
         """
         self.wait()
-        for step in self._steps_of_all():
+        steps = self._steps_of_all()
+        for step in steps:
             parts = self._read(step)
             if parts is not None:
                 self._put_into(state, step, *parts)
                 return step
+        if steps:
+            raise BrokenCheckpoint(f"none of the checkpoints in {self.folder.name} is whole: steps {steps}")
         return None
 
     def _steps_of_all(self):

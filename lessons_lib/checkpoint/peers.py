@@ -10,6 +10,7 @@ from ..parallel.objects import share_objects
 from ..parallel.wrapped import check_communicator
 from .packing import pack, unpack
 from .randomness import random_state, set_random_state
+from .strategies import put, take
 
 
 class PeerCopies:
@@ -117,12 +118,7 @@ class PeerCopies:
 
 def _as_bytes(state):
     """A state as one tensor of bytes: safetensors, with the plain values as JSON in its header."""
-    kept = {
-        name: {"state": value.state_dict(), "run": value.run_state() if hasattr(value, "run_state") else None}
-        if hasattr(value, "state_dict")
-        else {"value": value}
-        for name, value in state.items()
-    }
+    kept = {name: take(name, state) for name in state}
     tensors, values = pack({"kept": kept, "random": random_state()}, "all")
     tensors = {name: tensor.detach().cpu().clone().contiguous() for name, tensor in tensors.items()}
     data = safetensors.torch.save({**tensors, "values": _text(json.dumps(values))})
@@ -137,12 +133,6 @@ def _from_bytes(data, state):
     tensors = safetensors.torch.load(bytes(data.numpy()))
     values = json.loads(bytes(tensors.pop("values").numpy()))
     everything = unpack({**tensors, **values}, "all")
-    for name, value in state.items():
-        kept = everything["kept"][name]
-        if "value" in kept:
-            state[name] = kept["value"]
-            continue
-        value.load_state_dict(kept["state"])
-        if kept["run"] is not None:
-            value.load_run_state(kept["run"])
+    for name in state:
+        put(name, state, everything["kept"][name])
     set_random_state(everything["random"])
