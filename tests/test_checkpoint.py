@@ -16,7 +16,7 @@ import torch
 from left_behind import nothing_is_left_behind  # noqa: F401
 from torch import nn
 
-from lessons_lib import CollectiveMismatch, RankFailed, launch
+from lessons_lib import CollectiveMismatch, RankFailed, RankLost, launch
 from lessons_lib.checkpoint import BrokenCheckpoint, Checkpoints
 from lessons_lib.checkpoint import disk as disk_module
 from lessons_lib.checkpoint.packing import pack, unpack
@@ -239,6 +239,17 @@ def test_parts_of_layers_go_on_with_another_number_of_ranks(tmp_path):
         assert step == 1 and is_same(dict(weights), dict(before[1])) and is_same(moments, before[2])
 
 
+def test_ranks_that_hold_more_than_others_get_back_what_they_had(tmp_path):
+    def keep(comm):
+        state = {"numbers": {number: torch.full((2,), float(comm.rank)) for number in range(comm.rank + 1)}}
+        Checkpoints(tmp_path, comm).save(1, state)
+        found = {"numbers": None}
+        Checkpoints(tmp_path, comm).load(found)
+        return is_same(found, state)
+
+    assert launch(keep, world_size=3) == [True] * 3
+
+
 def test_what_differs_between_ranks_needs_as_many_of_them(tmp_path):
     def save(comm):
         Checkpoints(tmp_path, comm).save(1, {"own": comm.rank, "common": 7})
@@ -417,6 +428,53 @@ def test_a_rank_that_is_killed_at_any_call_leaves_a_whole_checkpoint(name, rank,
             launch(save, number, world_size=2)
         for step, weights in launch(load_one, number, world_size=2):
             assert (step, weights) in ((1, [1.0] * 3), (2, [2.0] * 3)), number
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+def test_a_rank_that_is_killed_while_a_step_is_saved_again_leaves_one_of_both(tmp_path):
+    def save(comm, number):
+        checkpoints = Checkpoints(tmp_path / f"{number}", comm)
+        checkpoints.save(1, {"value": "first"})
+        if comm.rank == 0:
+            fail_in("replace", number, lambda: os.kill(os.getpid(), signal.SIGKILL))
+        checkpoints.save(1, {"value": "second"})
+
+    def load_one(comm, number):
+        state = {"value": None}
+        return Checkpoints(tmp_path / f"{number}", comm).load(state), state["value"], os.listdir(tmp_path / f"{number}")
+
+    for number in range(1, num_calls("replace", tmp_path) + 2):  # one more: the first has to make way
+        with pytest.raises(RankFailed, match="SIGKILL"):
+            launch(save, number, world_size=2)
+        for step, value, files in launch(load_one, number, world_size=2):
+            assert (step, value) == (1, "first") and not [name for name in files if name.endswith(".old")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals")
+@pytest.mark.parametrize("wait", [True, False])
+def test_the_others_do_not_wait_for_the_part_of_a_dead_rank(wait, tmp_path):
+    def save(comm):
+        checkpoints = Checkpoints(tmp_path, comm)
+        if comm.restart_count == 0 and comm.world_size == 3:
+            checkpoints.save(1, {"weights": torch.ones(3)})
+            if comm.rank == 1:
+                fail_in("fsync", 1, lambda: os.kill(os.getpid(), signal.SIGKILL))
+            checkpoints.save(2, {"weights": torch.ones(3) * 2}, wait=wait)
+            checkpoints.wait()
+        state = {"weights": None}
+        first = checkpoints.load(state)
+        checkpoints.save(2, {"weights": torch.ones(3) * 3})
+        return first, checkpoints.load(state), state["weights"].tolist()
+
+    def patient(comm):
+        try:
+            return save(comm)
+        except RankLost:
+            return save(comm.regroup())
+
+    results = launch(patient, world_size=3, elastic=True, timeout_s=600.0)
+    assert results == [(1, 2, [3.0] * 3), None, (1, 2, [3.0] * 3)]
+    assert sorted(os.listdir(tmp_path)) == ["step-000000000001", "step-000000000002"]
 
 
 def test_training_goes_on_while_a_copy_is_written(tmp_path):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import safetensors.torch
 
-MANIFEST, PARTIAL = "manifest.json", ".partial"
+MANIFEST, PARTIAL, OLD = "manifest.json", ".partial", ".old"
 
 
 class BrokenCheckpoint(Exception):
@@ -56,12 +56,22 @@ def finish(partial, folder, about, num_ranks):
         done.unlink()
     about = {**about, "files": files}
     write_file(partial / MANIFEST, _json({**about, "sha256": hashlib.sha256(_json(about)).hexdigest()}))
-    old = folder.with_name(folder.name + ".old")
+    old = folder.with_name(folder.name + OLD)
     if folder.exists():
         os.replace(folder, old)
     os.replace(partial, folder)
     shutil.rmtree(old, ignore_errors=True)
     sync_folder(folder.parent)
+
+
+def put_back(folder):
+    """Give checkpoints in `folder` their names again that were to be replaced by others that did not come."""
+    for old in folder.glob(f"*{OLD}"):
+        place = old.with_name(old.name.removesuffix(OLD))
+        if place.exists():
+            shutil.rmtree(old, ignore_errors=True)
+        else:
+            os.replace(old, place)
 
 
 def read(folder):
