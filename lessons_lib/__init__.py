@@ -1,5 +1,6 @@
 """The library of Gradient to Cluster: real ranks from a notebook cell, collectives as data, and trainers to read."""
 
+from .check_run import check_run
 from .comm import Communicator, Mesh
 from .errors import CollectiveMismatch, InvalidSchedule, RankFailed, RankLost
 from .launch import Results, connect, launch, warm_up
@@ -15,6 +16,7 @@ __all__ = [
     "RankFailed",
     "RankLost",
     "Results",
+    "check_run",
     "connect",
     "launch",
     "warm_up",
