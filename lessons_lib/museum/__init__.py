@@ -6,9 +6,10 @@ was wrong.
 
 from .exhibit import Exhibit, table
 from .gradients import GRADIENTS
+from .layers import LAYERS
 from .samples import SAMPLES
 from .state import STATE
 
 __all__ = ["EXHIBITS", "Exhibit", "table"]
 
-EXHIBITS = {exhibit.name: exhibit for exhibit in [*GRADIENTS, *SAMPLES, *STATE]}
+EXHIBITS = {exhibit.name: exhibit for exhibit in [*GRADIENTS, *SAMPLES, *LAYERS, *STATE]}

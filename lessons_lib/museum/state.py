@@ -49,7 +49,30 @@ def optimizer_of_the_weights_before(comm, record, mended=False):
         optimizer.step()
 
 
+def checkpoint_that_the_next_step_changed(comm, record, mended=False):
+    net, *data = start()
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    for step, x, y in steps(*data):
+        if step == 3:
+            saved = copy.deepcopy(net.state_dict()) if mended else net.state_dict()  # written later, by a thread
+        if step == 5:
+            net.load_state_dict(saved)  # the run goes on from what was written
+        optimizer.zero_grad()
+        loss_of(net, share(x, comm), share(y, comm)).backward()
+        average(net, comm)
+        record(step, net)
+        optimizer.step()
+
+
 STATE = [
+    Exhibit(
+        checkpoint_that_the_next_step_changed,
+        "a checkpoint that the next step changed",
+        5,
+        "weight/0.weight",
+        (0, 1, 2, 3),
+        "other numbers",
+    ),
     Exhibit(
         moving_average_on_rank_0,
         "a moving average of weights on rank 0 alone",
