@@ -317,7 +317,7 @@ def test_two_processes_launch_at_once():
 LOADERS = {"load", "loads", "read_pickle", "Unpickler", "open_memmap"}
 OWN_PIPES = {  # from the launch's own processes
     "launch/travel.py": {"_Unpickler(io.BytesIO(pickled)).load"},
-    "parallel/objects.py": {"pickle.loads"},
+    "parallel/objects.py": {"cloudpickle.loads"},
 }
 
 
