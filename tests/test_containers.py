@@ -318,6 +318,7 @@ LOADERS = {"load", "loads", "read_pickle", "Unpickler", "open_memmap"}
 OWN_PIPES = {  # from the launch's own processes
     "launch/travel.py": {"_Unpickler(io.BytesIO(pickled)).load"},
     "parallel/objects.py": {"cloudpickle.loads"},
+    "tasks/progress.py": {"cloudpickle.loads"},
 }
 
 
