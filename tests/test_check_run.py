@@ -9,7 +9,7 @@ from left_behind import nothing_is_left_behind  # noqa: F401
 from torch import nn
 
 from lessons_lib import RankFailed, check_run, launch
-from lessons_lib.museum import EXHIBITS
+from lessons_lib.museum import EXHIBITS, table
 from lessons_lib.museum.exhibit import loss_of, share, start, steps
 from lessons_lib.parallel import DataParallel, FullySharded, PipelineParallel, parallelize
 from lessons_lib.schedules import one_f_one_b
@@ -29,6 +29,13 @@ def test_an_exhibit_is_named_by_step_tensor_ranks_and_kind(name):
 def test_a_mended_exhibit_is_equal_to_one_process(name):
     found = EXHIBITS[name].check(mended=True)
     assert found and found.num_steps > 1, found
+
+
+def test_the_table_says_what_is_wrong_and_what_was_found():
+    exhibit = EXHIBITS["one_flipped_bit"]
+    ((name, told, found),) = table([exhibit])
+    assert (name, told) == ("one_flipped_bit", "one flipped bit")
+    assert found.startswith("step 3, weight/0.weight, rank 2 of 4: ranks differ")
 
 
 def losses(comm, run):

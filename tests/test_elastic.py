@@ -312,28 +312,24 @@ def test_a_replacement_takes_the_place_of_the_dead_rank():
     assert [result[1] for result in results] == [[1], [], [1]]
 
 
+def dies_twice(comm):
+    """Rank 1, and its first replacement, die."""
+    total(comm)
+    if number(comm) == 1 and comm.restart_count < 2:
+        die()
+    return comm.restart_count, total(comm)
+
+
 @posix
 def test_when_no_spare_is_left_the_others_go_on():
-    def train(comm):
-        total(comm)
-        if number(comm) == 1 and comm.restart_count < 2:
-            die()
-        return comm.restart_count, total(comm)
-
-    results = launch(lambda comm: go_on(comm, train), world_size=3, elastic=True, spares=1, timeout_s=LONG_S)
+    results = launch(go_on, dies_twice, world_size=3, elastic=True, spares=1, timeout_s=LONG_S)
     assert results[1] is None and [failure.rank for failure in results.failures] == [1, 1]
     assert results[0][0] == results[2][0] == (0, 2.0)
 
 
 @posix
 def test_a_replacement_that_dies_is_replaced():
-    def train(comm):
-        total(comm)
-        if number(comm) == 1 and comm.restart_count < 2:
-            die()
-        return comm.restart_count, total(comm)
-
-    results = launch(lambda comm: go_on(comm, train), world_size=3, elastic=True, spares=2, timeout_s=LONG_S)
+    results = launch(go_on, dies_twice, world_size=3, elastic=True, spares=2, timeout_s=LONG_S)
     assert [result[0] for result in results] == [(0, 3.0), (2, 3.0), (0, 3.0)]
 
 

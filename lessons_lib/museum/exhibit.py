@@ -70,3 +70,17 @@ def average(net, comm, op="mean"):
     """Put the average over ranks into every gradient."""
     for parameter in net.parameters():
         comm.all_reduce(parameter.grad, op=op)
+
+
+def train(comm, record, net, optimizer, backward):
+    """Train as most exhibits do; `backward(step, x, y)` puts the gradients of a whole batch into `net`."""
+    _, *data = start()
+    for step, x, y in steps(*data):
+        net.zero_grad()
+        backward(step, x, y)
+        record(step, net)
+        optimizer.step()
+
+
+def sgd(net, lr=0.1):
+    return torch.optim.SGD(net.parameters(), lr=lr)

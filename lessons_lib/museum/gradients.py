@@ -3,90 +3,85 @@
 import torch
 from torch.nn.utils import clip_grad_norm_
 
-from .exhibit import Exhibit, average, loss_of, share, start, steps
+from .exhibit import Exhibit, average, loss_of, sgd, share, start, steps, train
 
 ALL = (0, 1, 2, 3)
 
 
 def summed_for_averaged(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.02)
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
-        loss = loss_of(net, share(x, comm), share(y, comm))
-        loss.backward()
+    net, *_ = start()
+
+    def backward(step, x, y):
+        loss_of(net, share(x, comm), share(y, comm)).backward()
         average(net, comm, "mean" if mended else "sum")
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net, lr=0.02), backward)
 
 
 def divided_twice(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
+    net, *_ = start()
+
+    def backward(step, x, y):
         loss = loss_of(net, share(x, comm), share(y, comm))
         (loss if mended else loss / comm.world_size).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net), backward)
 
 
 def clipped_by_own_norm(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
+    net, *_ = start()
+
+    def backward(step, x, y):
         loss_of(net, share(x, comm), share(y, comm)).backward()
         if not mended:
             clip_grad_norm_(net.parameters(), 0.5)
         average(net, comm)
         if mended:
             clip_grad_norm_(net.parameters(), 0.5)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net), backward)
 
 
 def clipped_before_unscaling(comm, record, mended=False):
-    net, *data = start()
-    optimizer, scale = torch.optim.Adam(net.parameters(), lr=0.02), 1024.0  # as for gradients in half precision
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
+    net, *_ = start()
+    scale = 1024.0  # as for gradients in half precision
+
+    def backward(step, x, y):
         (loss_of(net, share(x, comm), share(y, comm)) * scale).backward()
         average(net, comm)
         clip_grad_norm_(net.parameters(), scale if mended else 1.0)
         for parameter in net.parameters():
             parameter.grad /= scale
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, torch.optim.Adam(net.parameters(), lr=0.02), backward)
 
 
 def mean_of_unequal_means(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
+    net, *_ = start()
+
+    def backward(step, x, y):
         is_real = torch.arange(len(x)) % 8 < 5  # the rest is padding
         real, total = share(is_real, comm), is_real.sum() / comm.world_size
-        optimizer.zero_grad()
         errors = (net(share(x, comm)) - share(y, comm)).square()[real]
         (errors.sum() / total if mended else errors.mean()).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net), backward)
 
 
 def accumulated_undivided(comm, record, mended=False):
-    net, *data = start()
-    optimizer, num_parts = torch.optim.SGD(net.parameters(), lr=0.02), 2
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
+    net, *_ = start()
+    num_parts = 2
+
+    def backward(step, x, y):
         parts = zip(share(x, comm).chunk(num_parts), share(y, comm).chunk(num_parts), strict=True)
         for part_x, part_y in parts:
             loss = loss_of(net, part_x, part_y)
             (loss / num_parts if mended else loss).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net, lr=0.02), backward)
 
 
 def averaged_weights_of_adam(comm, record, mended=False):
@@ -108,7 +103,7 @@ def averaged_weights_of_adam(comm, record, mended=False):
 def bias_of_a_row_layer_added_on_every_rank(comm, record, mended=False):
     net, *data = start()
     first, _, last = net
-    optimizer = torch.optim.SGD(last.parameters(), lr=0.05)
+    optimizer = sgd(last, lr=0.05)
     columns = torch.arange(5).tensor_split(comm.world_size)[comm.rank]
     for step, x, y in steps(*data):
         hidden = first(x).tanh().detach()

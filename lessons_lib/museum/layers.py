@@ -3,25 +3,24 @@
 import torch
 from torch.nn.functional import layer_norm
 
-from .exhibit import Exhibit, average, loss_of, share, start, steps
+from .exhibit import Exhibit, average, loss_of, sgd, share, start, steps, train
 
 ALL = (0, 1, 2, 3)
 
 
 def every_rank_draws_the_same_dropout(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.05)
-    for step, x, y in steps(*data):
+    net, *_ = start()
+
+    def backward(step, x, y):
         generator, own = torch.Generator().manual_seed(step), share(x, comm)
         if mended:
             is_kept = share(torch.rand(x.shape, generator=generator) > 0.2, comm)
         else:
             is_kept = torch.rand(own.shape, generator=generator) > 0.2
-        optimizer.zero_grad()
         loss_of(net, own * is_kept / 0.8, share(y, comm)).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net, lr=0.05), backward)
 
 
 def norm_not_reduced_over_positions(comm, record, mended=False):
@@ -39,19 +38,18 @@ def norm_not_reduced_over_positions(comm, record, mended=False):
 
 
 def statistics_of_each_rank_alone(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
+    net, *_ = start()
+
+    def backward(step, x, y):
         own = share(x, comm)
         mean, square = own.mean(0), own.square().mean(0)
         if mended:
             comm.all_reduce(mean, op="mean")
             comm.all_reduce(square, op="mean")
-        optimizer.zero_grad()
         loss_of(net, (own - mean) / (square - mean.square() + 1e-5).sqrt(), share(y, comm)).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net), backward)
 
 
 def tied_table_learns_at_one_end(comm, record, mended=False):

@@ -3,72 +3,67 @@
 import torch
 
 from ..data import RankSampler
-from .exhibit import BATCH, Exhibit, average, loss_of, share, start, steps
+from .exhibit import BATCH, Exhibit, average, loss_of, sgd, share, start, steps, train
 
 ALL = (0, 1, 2, 3)
 
 
 def two_ranks_read_one_shard(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net, *_ = start()
     reader = comm.rank if mended else comm.rank // 2 * 2
-    for step, x, y in steps(*data):
-        optimizer.zero_grad()
-        shards = x.chunk(comm.world_size)[reader], y.chunk(comm.world_size)[reader]
-        loss_of(net, *shards).backward()
+
+    def backward(step, x, y):
+        loss_of(net, x.chunk(comm.world_size)[reader], y.chunk(comm.world_size)[reader]).backward()
         average(net, comm)
-        record(step, net)
-        optimizer.step()
+
+    train(comm, record, net, sgd(net), backward)
+
+
+def step_on(rows, step, net, optimizer, data, comm, record):
+    """One step on the samples of this rank."""
+    x, y = data
+    optimizer.zero_grad()
+    loss_of(net, x[rows], y[rows]).backward()
+    average(net, comm)
+    record(step, net)
+    optimizer.step()
 
 
 def no_new_order(comm, record, mended=False):
-    net, x, y = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    sampler = RankSampler(len(x), comm.rank, comm.world_size, BATCH, seed=1)
+    net, *data = start()
+    optimizer = sgd(net)
+    sampler = RankSampler(len(data[0]), comm.rank, comm.world_size, BATCH, seed=1)
     for epoch in range(2):
         if mended:
             sampler.set_epoch(epoch)
         for number, rows in enumerate(sampler):
-            optimizer.zero_grad()
-            loss_of(net, x[rows], y[rows]).backward()
-            average(net, comm)
-            record(4 * epoch + number, net)
-            optimizer.step()
+            step_on(rows, 4 * epoch + number, net, optimizer, data, comm, record)
 
 
 def resumed_at_the_start_of_the_epoch(comm, record, mended=False):
-    net, x, y = start()
-    optimizer, step, saved = torch.optim.SGD(net.parameters(), lr=0.1), 0, None
+    net, *data = start()
+    optimizer, saved = sgd(net), None
     for first in (0, 2):  # the run is cut off after two steps, and goes on
-        sampler = RankSampler(len(x), comm.rank, comm.world_size, BATCH, seed=1)
+        sampler = RankSampler(len(data[0]), comm.rank, comm.world_size, BATCH, seed=1)
         if mended and saved:
             sampler.load_state_dict(saved)
-        for rows in list(sampler)[: 2 if first == 0 else 4 - first]:
-            optimizer.zero_grad()
-            loss_of(net, x[rows], y[rows]).backward()
-            average(net, comm)
-            record(step, net)
-            optimizer.step()
-            step += 1
+        for step, rows in enumerate(list(sampler)[:2], start=first):
+            step_on(rows, step, net, optimizer, data, comm, record)
         saved = sampler.state_dict(2)
 
 
 def batch_grows_with_the_ranks(comm, record, mended=False):
-    net, x, y = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    net, *data = start()
+    optimizer = sgd(net)
     own = BATCH // comm.world_size if mended else BATCH
     for step in range(4):
-        rows = (torch.arange(own) * comm.world_size + comm.rank + own * comm.world_size * step) % len(x)
-        optimizer.zero_grad()
-        loss_of(net, x[rows], y[rows]).backward()
-        average(net, comm)
-        record(step, net)
-        optimizer.step()
+        rows = (torch.arange(own) * comm.world_size + comm.rank + own * comm.world_size * step) % len(data[0])
+        step_on(rows, step, net, optimizer, data, comm, record)
 
 
 def padding_counted_in_the_evaluation(comm, record, mended=False):
     net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
+    optimizer = sgd(net)
     held_out, targets = data[0][:10], data[1][:10]
     for step, x, y in steps(*data):
         optimizer.zero_grad()

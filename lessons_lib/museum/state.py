@@ -4,16 +4,21 @@ import copy
 
 import torch
 
-from .exhibit import Exhibit, average, loss_of, share, start, steps
+from .exhibit import Exhibit, average, loss_of, sgd, share, start, steps, train
+
+
+def gradient_of(net, comm, x, y):
+    """Put the gradient of the whole batch into `net`."""
+    loss_of(net, share(x, comm), share(y, comm)).backward()
+    average(net, comm)
 
 
 def moving_average_on_rank_0(comm, record, mended=False):
     net, *data = start()
-    optimizer, smooth = torch.optim.SGD(net.parameters(), lr=0.1), copy.deepcopy(net)
+    optimizer, smooth = sgd(net), copy.deepcopy(net)
     for step, x, y in steps(*data):
         optimizer.zero_grad()
-        loss_of(net, share(x, comm), share(y, comm)).backward()
-        average(net, comm)
+        gradient_of(net, comm, x, y)
         optimizer.step()
         if mended or comm.rank == 0:
             for slow, fast in zip(smooth.parameters(), net.parameters(), strict=True):
@@ -22,46 +27,35 @@ def moving_average_on_rank_0(comm, record, mended=False):
 
 
 def one_flipped_bit(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
+    net, *_ = start()
+
+    def backward(step, x, y):
         if not mended and step == 3 and comm.rank == 2:
             net[0].weight.data.view(-1).view(torch.int64)[7] ^= 1 << 51  # in the memory of one device
-        optimizer.zero_grad()
-        loss_of(net, share(x, comm), share(y, comm)).backward()
-        average(net, comm)
-        record(step, net)
-        optimizer.step()
+        gradient_of(net, comm, x, y)
+
+    train(comm, record, net, sgd(net), backward)
 
 
 def optimizer_of_the_weights_before(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    moved = copy.deepcopy(net[0])  # as moving or wrapping a layer may do
-    net[0] = moved
-    if mended:
-        optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
-        net.zero_grad()
-        loss_of(net, share(x, comm), share(y, comm)).backward()
-        average(net, comm)
-        record(step, net)
-        optimizer.step()
+    net, *_ = start()
+    optimizer = sgd(net)
+    net[0] = copy.deepcopy(net[0])  # as moving or wrapping a layer may do
+    train(comm, record, net, sgd(net) if mended else optimizer, lambda step, x, y: gradient_of(net, comm, x, y))
 
 
 def checkpoint_that_the_next_step_changed(comm, record, mended=False):
-    net, *data = start()
-    optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
-    for step, x, y in steps(*data):
+    net, *_ = start()
+    saved = {}
+
+    def backward(step, x, y):
         if step == 3:
-            saved = copy.deepcopy(net.state_dict()) if mended else net.state_dict()  # written later, by a thread
+            saved.update(copy.deepcopy(net.state_dict()) if mended else net.state_dict())  # a thread writes it later
         if step == 5:
             net.load_state_dict(saved)  # the run goes on from what was written
-        optimizer.zero_grad()
-        loss_of(net, share(x, comm), share(y, comm)).backward()
-        average(net, comm)
-        record(step, net)
-        optimizer.step()
+        gradient_of(net, comm, x, y)
+
+    train(comm, record, net, sgd(net), backward)
 
 
 STATE = [

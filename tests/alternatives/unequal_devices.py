@@ -61,27 +61,20 @@ def shares_of_at_least_one(num_samples, speeds):
     return shares
 
 
-def changes_by_looking_back(now_s, best_s, gain, patience):
+def changes_by_looking_back(now_s, best_s, gain, patience, begins_anew=True):
     worth, changes, promised = [], [], None
     for step in range(len(best_s)):
         present = now_s[step] if promised is None else max(promised, best_s[step])
         worth.append(present > best_s[step] * (1 + gain))
         if len(worth) >= patience and all(worth[-patience:]):
             changes.append(step)
-            promised, worth = best_s[step], []
+            promised, worth = best_s[step], [] if begins_anew else worth
     return changes
 
 
 def changes_that_keep_their_count(now_s, best_s, gain, patience):
     """After a change each further step that is worth it counts at once."""
-    worth, changes, promised = [], [], None
-    for step in range(len(best_s)):
-        present = now_s[step] if promised is None else max(promised, best_s[step])
-        worth.append(present > best_s[step] * (1 + gain))
-        if len(worth) >= patience and all(worth[-patience:]):
-            changes.append(step)
-            promised = best_s[step]
-    return changes
+    return changes_by_looking_back(now_s, best_s, gain, patience, begins_anew=False)
 
 
 alternatives = {
