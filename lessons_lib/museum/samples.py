@@ -3,7 +3,7 @@
 import torch
 
 from ..data import RankSampler
-from .exhibit import BATCH, Exhibit, average, loss_of, sgd, share, start, steps, train
+from .exhibit import BATCH, Exhibit, average, gradient_of, loss_of, sgd, start, steps, train
 
 ALL = (0, 1, 2, 3)
 
@@ -67,8 +67,7 @@ def padding_counted_in_the_evaluation(comm, record, mended=False):
     held_out, targets = data[0][:10], data[1][:10]
     for step, x, y in steps(*data):
         optimizer.zero_grad()
-        loss_of(net, share(x, comm), share(y, comm)).backward()
-        average(net, comm)
+        gradient_of(net, comm, x, y)
         optimizer.step()
         rows = torch.arange(10)[comm.rank :: comm.world_size]
         if not mended:  # as a sampler does that gives each rank as many: it repeats samples

@@ -4,13 +4,7 @@ import copy
 
 import torch
 
-from .exhibit import Exhibit, average, loss_of, sgd, share, start, steps, train
-
-
-def gradient_of(net, comm, x, y):
-    """Put the gradient of the whole batch into `net`."""
-    loss_of(net, share(x, comm), share(y, comm)).backward()
-    average(net, comm)
+from .exhibit import Exhibit, gradient_of, sgd, start, steps, train
 
 
 def moving_average_on_rank_0(comm, record, mended=False):
