@@ -6,22 +6,35 @@ from ..errors import CollectiveMismatch, RankFailed
 from ..trace import now_s
 from .bell import Bell
 from .block import Block, Fence, yield_core
+from .disagreement import Disagreement
+from .line import (
+    ASLEEP,
+    CHANGES,
+    COLLECTIVE,
+    DOING,
+    ENTERED,
+    IDLE,
+    INDEX,
+    LINE_BYTES,
+    MESSAGE_TEXT,
+    NUM_STAMPS,
+    PEER,
+    STAMPS,
+    STEPS,
+    TEXT_AT,
+    TEXT_BYTES,
+    VALUE,
+)
 
-# A line: whole numbers first, then three texts: two calls of collectives in turn, and a send or recv. A line is a
-# multiple of what processors fetch at once (64 or 128 bytes), so that no rank's writing slows the others' reading.
-LINE_BYTES, TEXT_BYTES, TEXT_AT, MESSAGE_TEXT = 2048, 512, (512, 1024, 1536), 2
-ENTERED, STEPS, DOING, PEER, CHANGES, INDEX, VALUE, ASLEEP, LOST, CLEARED, STAMPS = range(11)
-NUM_STAMPS = 48  # times of the last steps; they end below TEXT_AT[0] // 8. Only emulated links look back, a few steps
 SPINS = 200  # about 10 µs: a rank that is only a little behind comes in less, and giving the core away costs as much
 # Among ranks alone, yielding the core is the quickest way to wait, for so long. A single yield that takes longer shows
 # that other work wants the cores: then the next so many waits sleep at once, and come back when they are rung for.
 YIELD_S, SLEEPS = 1e-3, 200
 NAP_S = 1e-3  # so long at most a rank sleeps that nobody will wake
 LOOK_S = 0.1  # so often a rank that waits looks whether the ranks wait for each other
-IDLE, SEND, RECV, COLLECTIVE = range(4)
 
 
-class Board:
+class Board(Disagreement):
     """The lines of all ranks, and behind them `extra_bytes` for other uses.
 
     Args:
@@ -158,86 +171,6 @@ class Board:
             return "its own code"
         slot = self.ints[self._at(rank, ENTERED)] % 2 if kind == COLLECTIVE else MESSAGE_TEXT
         return self.read(rank, slot).partition("\n")[0]
-
-    def is_ahead(self, rank):
-        """Whether `rank` sends nothing: it is lost, or in a collective to come, and has no messages under way."""
-        kind, entered, value = (self.ints[self._at(rank, number)] for number in (DOING, ENTERED, VALUE))
-        return self._is_lost(rank) or (kind == COLLECTIVE and entered > self._num_calls and value >= 0)
-
-    def _find_deadlock(self):
-        """Follow who waits for whom; a circle that stays is a deadlock, and each rank in it says what it called."""
-        before = self._changes()
-        if self._circle(self.rank, [], set()):
-            time.sleep(0.02)
-            circle = self._circle(self.rank, [], set())
-            if circle and self._changes() == before:
-                self.disagree(circle)
-
-    def _changes(self):
-        return [self.ints[self._at(rank, CHANGES)] for rank in range(self.world_size)]
-
-    def _circle(self, rank, path, seen):
-        if rank in path:
-            return path[path.index(rank) :]
-        if rank in seen:
-            return []
-        seen.add(rank)
-        circles = (self._circle(other, [*path, rank], seen) for other in self._waits_for(rank))
-        return next(filter(None, circles), [])
-
-    def _waits_for(self, rank):
-        kind, peer, index, value = (self.ints[self._at(rank, number)] for number in (DOING, PEER, INDEX, VALUE))
-        if self.ints[index] >= value or self._is_lost(rank):
-            return []  # what it waited for has come, only the system has not let it go on yet; or it has given up
-        if kind == COLLECTIVE:
-            entered = self.ints[self._at(rank, ENTERED)]
-            return [r for r in range(self.world_size) if self.ints[self._at(r, ENTERED)] < entered]
-        if kind in (SEND, RECV):
-            other_kind, other_peer = (self.ints[self._at(peer, number)] for number in (DOING, PEER))
-            meets = other_peer == rank and {kind, other_kind} == {SEND, RECV}
-            return [] if meets else [peer]
-        return []
-
-    # --- disagreement ------------------------------------------------------------------------------------------------
-
-    # After a mismatch no count fits those of the others any more. So a rank that raises one is lost: it takes part in
-    # nothing until all are, and then all count from 0 again. A rank that waits for a lost one becomes lost by that.
-
-    def disagree(self, ranks):
-        """Raise the `CollectiveMismatch` of what `ranks` are in, and tell the others that this rank is lost."""
-        self.lose(CollectiveMismatch({rank: self.doing(rank) for rank in ranks}))
-
-    def lose(self, mismatch):
-        """Raise `mismatch`, and tell the others that this rank is lost."""
-        if self.mismatch is None:
-            self.mismatch = mismatch
-            self.tell(self._line + LOST, self._num_lost + 1)
-        raise mismatch
-
-    def _is_lost(self, rank):
-        return self.ints[self._at(rank, LOST)] > self._num_lost
-
-    def _find_lost(self, index, value, peer):
-        """Raise if `peer` is lost, and has not done before what this rank waits for."""
-        if self.mismatch is None and self._is_lost(peer):
-            self.fence()
-            if self.ints[index] < value:
-                self.disagree([self.rank, peer])
-
-    def start_again(self, clear):
-        """Wait until all ranks are lost; then `clear()` and count from 0, as all do. Nobody looks meanwhile."""
-        self._wait_for_all(LOST)
-        clear()
-        self._num_calls = self.ints[self._line + ENTERED] = 0
-        self.publish(0)
-        self.set_doing(IDLE)
-        self.tell(self._line + CLEARED, self._num_lost + 1)
-        self._wait_for_all(CLEARED)
-        self.mismatch, self._num_lost = None, self._num_lost + 1
-
-    def _wait_for_all(self, number):
-        for rank in range(self.world_size):
-            self.wait(self._at(rank, number), self._num_lost + 1, rank)
 
     # --- steps and calls ---------------------------------------------------------------------------------------------
 

@@ -7,8 +7,9 @@ import torch
 
 from ..errors import CollectiveMismatch
 from ..trace import now_s
-from .board import IDLE, RECV, SEND, TEXT_BYTES, Board
+from .board import Board
 from .call import Call
+from .line import IDLE, RECV, SEND, TEXT_BYTES
 
 # A mailbox for each ordered pair of ranks: messages put in, bytes put in and taken out, when; what the message is, in
 # words; then the bytes.

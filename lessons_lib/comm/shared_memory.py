@@ -12,9 +12,10 @@ import torch
 
 from ..errors import RankLost
 from .block import Block
-from .board import IDLE, Board
+from .board import Board
 from .call import Call
 from .check import check_memory
+from .line import IDLE
 from .mail import Mail, boxes_bytes
 from .shared_window import DeliveryWindow, SharedWindow
 from .transport import EmulatedWire, GroupWire, Transport

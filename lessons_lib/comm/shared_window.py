@@ -1,7 +1,7 @@
 """One collective over memory that all ranks see: each rank reads what it takes straight from the other's."""
 
 from ..trace import now_s
-from .board import IDLE
+from .line import IDLE
 
 
 class SharedWindow:
