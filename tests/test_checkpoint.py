@@ -5,8 +5,10 @@ import errno
 import json
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import sys
 
 import cloudpickle
@@ -262,6 +264,50 @@ def test_what_differs_between_ranks_needs_as_many_of_them(tmp_path):
     assert launch(load, world_size=3) == [(1, {"own": rank, "common": 7}) for rank in range(3)]
     with pytest.raises(RankFailed, match="own of step 1 differs between the 3 ranks that saved it"):
         launch(load, world_size=2)
+
+
+TORCHRUN = """
+import os, signal, sys
+import torch
+from lessons_lib import connect
+from lessons_lib.checkpoint import Checkpoints
+from lessons_lib.parallel import DataParallel
+
+with connect() as comm:
+    torch.manual_seed(comm.rank)
+    net = DataParallel(torch.nn.Linear(3, 2).double(), comm)
+    optimizer = torch.optim.Adam(net.parameters(), lr=0.1)
+    state, checkpoints = {"net": net, "optimizer": optimizer}, Checkpoints(sys.argv[1], comm)
+    first = checkpoints.load(state) or 0
+    for step in range(first, 8):
+        if step == 5 and comm.rank == 1 and comm.restart_count == 0 and sys.argv[2] == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        optimizer.zero_grad()
+        net(torch.randn(4, 3, dtype=torch.float64)).square().mean().backward()
+        optimizer.step()
+        checkpoints.save(step + 1, state)
+    if comm.rank == 0:
+        print("end", comm.restart_count, first, [w.tolist() for w in net.parameters()])
+"""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such signals, and torch there no torchrun")
+def test_under_torchrun_a_run_starts_again_and_goes_on_to_the_same_bits(tmp_path):
+    script, ends = tmp_path / "train.py", []
+    script.write_text(TORCHRUN)
+    for how in ("live", "die"):
+        command = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+        done = subprocess.run(
+            [sys.executable, *command, str(script), str(tmp_path / how), how],
+            capture_output=True,
+            text=True,
+            timeout=180,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr
+        ends.append(re.search(r"end (\d) (\d) (.*)", done.stdout).groups())
+    # Each rank drew its own numbers from a seed of its own, and goes on drawing them where the checkpoint was.
+    assert ends[0][:2] == ("0", "0") and ends[1][:2] == ("1", "5") and ends[0][2] == ends[1][2]
 
 
 # --- what is broken is refused ---------------------------------------------------------------------------------------
