@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lessons_lib import bench
-from lessons_lib.bench import context, cost, messages, pipelines, tensor, tokens, training
+from lessons_lib.bench import checkpoints, context, cost, messages, pipelines, tensor, tokens, training
 from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
@@ -25,6 +25,7 @@ from lessons_lib.devices import machine_line
         lambda: tensor.column_row_pair(2, 16, 4, 3),
         lambda: pipelines.one_f_one_b_step(2, 3),
         lambda: pipelines.predicted_steps(1, {"GPipe": (pipelines.gpipe, 2)}),
+        lambda: checkpoints.stall(1, 3),
         lambda: cost.predicted_plans(2),
         lambda: tokens.tokens_a_second(tokens.Size(16, 8, num_layers=2, num_heads=2, context=8, batch=4), 3),
     ],

@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import context, cost, messages, pipelines, sharded, tensor, tokens, training
+from . import checkpoints, context, cost, messages, pipelines, sharded, tensor, tokens, training
 from .turns import KB, MB, Row, compared
 
 __all__ = [
@@ -82,6 +82,8 @@ def measurements(quick):
         for name in ("SimpleCNN", "GPT"):
             yield partial(sharded.sharded_optimizer_step, name, world_size, 24 // few)
         yield partial(sharded.fully_sharded_step, world_size, 24 // few)
+    for world_size in (1, 2):
+        yield partial(checkpoints.stall, world_size, max(3, 12 // few))
     yield partial(pipelines.predicted_steps, max(2, 8 // few))
     yield partial(cost.predicted_plans, max(4, 20 // few))
     yield partial(tokens.tokens_a_second, tokens.TEN_MILLION, max(4, 12 // few))

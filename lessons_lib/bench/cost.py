@@ -1,6 +1,11 @@
-"""Steps of our own strategies beside what the cost model says, with constants that are measured on none of them."""
+"""Steps of our own strategies beside what the cost model says, with constants that are measured on none of them.
+
+What share of its measured speed a rank reaches in training is fitted on steps of two other models, which each rank
+trains alone, all at once: one number for computing and memory.
+"""
 
 import statistics
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -16,6 +21,10 @@ from .turns import Row, take_turns
 
 SHAPES = {"num_layers": 4, "width": 256, "heads": 4, "vocabulary": 256, "context": 128}
 MODEL = Model(**SHAPES, fused=True, dropout=False, itemsize=4, recipe="float32 adam")
+OTHERS = [
+    (replace(MODEL, width=128, hidden=None, kv_heads=None), Plan(16, 16)),
+    (replace(MODEL, width=384, hidden=None, kv_heads=None), Plan(4, 4)),
+]
 PLANS = {
     "one rank": Plan(8, 8),
     "DataParallel, 2 ranks": Plan(16, 8, dp=2),
@@ -40,10 +49,14 @@ def predicted_plans(repeats, plans=PLANS):
 
 def _measured(comm, plan, repeats):
     torch.set_num_threads(1)
+    sides = [trainer(comm, plan)[0], *(trainer(comm, alone, model)[0] for model, alone in OTHERS)]
+    for step in sides:
+        step()  # a warm-up
+    times, *others = take_turns(comm, repeats, *sides)
     cluster = measure_here(comm)
-    step, *_ = trainer(comm, plan)
-    step()  # a warm-up
-    return cluster, take_turns(comm, repeats, step)[0]
+    predicted_s = [predict(model, cluster, alone).time_s for model, alone in OTHERS]
+    share = statistics.mean(p / statistics.median(took_s) for p, took_s in zip(predicted_s, others, strict=True))
+    return replace(cluster, flops=share * cluster.flops, memory_Bps=share * cluster.memory_Bps), times
 
 
 def trainer(comm, plan, model=MODEL):

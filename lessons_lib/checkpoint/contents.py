@@ -38,6 +38,8 @@ def divide(comm, kept):
     Returns:
         The names of what this rank writes; of what some ranks alone have, {name: these ranks}.
     """
+    if comm.world_size == 1:
+        return [name for part in kept for name in part], {}
     told = share_objects(comm, {name: _digest(value) for part in kept for name, value in part.items()})
     names = dict.fromkeys(name for each in told for name in each)
     ours, some = [], {}
@@ -54,11 +56,11 @@ def divide(comm, kept):
 def _digest(value):
     """Of a tensor or a plain value: equal ones have equal digests."""
     if isinstance(value, torch.Tensor):
-        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+        data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
         about = f"{value.dtype} {tuple(value.shape)}"
     else:
         data, about = repr(value).encode(), "value"
-    return about + hashlib.blake2b(data, digest_size=16).hexdigest()
+    return about + hashlib.sha256(data).hexdigest()  # processors have instructions for it
 
 
 def put_into(state, comm, step, about, every):
