@@ -45,6 +45,8 @@ owners = Exercise(
         ([2.0, 1.0], 4),  # more workers than tasks
         ([2.0, 1.0, 4.0], 1),
         ([0.5, 0.25, 0.25, 3.0, 0.5, 1.0, 0.125], 2),
+        ([1.0, 2.0, 1.0, 5.0, 0.5], 2),  # both free at 2 s, worker 1 has been told so earlier
+        ([1.0] * 14, 12),  # numbers of two digits
         ([], 2),
     ],
     [
@@ -99,6 +101,7 @@ halving = Exercise(
         ([[1.0, 3.0], [0.5, 4.0], [9.0, 0.0]], [4, 10]),  # the best of the first round is not that of the last
         ([[1.0, 1.0, 1.0, 1.0]], [1, 2, 4, 8]),  # nothing to choose from
         ([[1.0], [0.5]], [7]),  # one round stops nobody
+        ([[2.0, 1.0], [1.0, 1.0], [9.0, 0.0], [9.0, 0.0]], [1, 2]),  # equal now, and the other way round before
         ([], [3]),
         ([[float(7 * k % 11), float(5 * k % 11), float(3 * k % 11)] for k in range(11)], [2, 4, 8]),
     ],
@@ -161,6 +164,15 @@ def _without_the_bias(w1, b1, w2, order):
     return w1[order], b1.clone(), w2[:, order]
 
 
+def _new_ones(fn, w1, b1, w2, order):
+    """What `fn` gives, after its arguments have got other numbers: new tensors do not see that."""
+    given = w1.clone(), b1.clone(), w2.clone()
+    found = fn(*given, list(order))
+    for tensor in given:
+        tensor.fill_(-99.0)
+    return found
+
+
 def _layers(hidden, inputs, outputs, order):
     generator = torch.Generator().manual_seed(hidden + inputs)
     w1, b1, w2 = (torch.randn(shape, generator=generator) for shape in ((hidden, inputs), hidden, (outputs, hidden)))
@@ -181,6 +193,7 @@ reordered = Exercise(
         "A hidden unit owns a row of w1, a number of b1 and a column of w2. All three move together.",
         "`w1[order]` has the rows of w1 in the order of the list; columns are the second index.",
     ],
+    outcome=_new_ones,
 )
 
 
@@ -193,6 +206,7 @@ def to_give(num_tasks, events):
     num_tasks: tasks are numbered from 0.
     events: what has happened, in order: ("gave", worker, task); ("done", worker, task); ("died", worker, None). What a
         worker had told to be done stays done when it dies. The task that it was in the middle of, if any, is lost.
+        A number that has died does not come back.
     """
     done, running = set(), {}
     for what, worker, task in events:
@@ -233,6 +247,7 @@ to_give = Exercise(
         (2, [("gave", 1, 1), ("died", 1, None), ("gave", 2, 1), ("done", 2, 1)]),  # given again, and done
         (3, [("gave", 1, 0), ("died", 1, None), ("gave", 2, 0), ("died", 2, None), ("gave", 3, 0)]),
         (3, [("gave", 2, 2), ("gave", 1, 0), ("died", 2, None), ("died", 1, None)]),
+        (3, [("gave", 1, 0), ("died", 1, None), ("gave", 2, 0), ("died", 2, None)]),  # lost twice
         (2, [("died", 1, None)]),  # it had nothing
         (1, []),
         (0, []),

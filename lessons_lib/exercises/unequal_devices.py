@@ -10,7 +10,7 @@ def own_doing(waits, num_ranks):
     """Return a list: for each rank the seconds that others waited for it while it did not itself wait for anybody.
 
     waits: a list of (rank, peer, start_s, end_s): `rank` waited for `peer` in that time. A rank waits for one rank at
-        a time. The list has any order.
+        a time; what two ranks wait for one at once counts twice. The list has any order.
     num_ranks: ranks are numbered from 0 to num_ranks - 1.
     """
     totals_s = [0.0] * num_ranks
@@ -193,7 +193,7 @@ best_shares = Exercise(
 
 
 def when_to_change(now_s, best_s, gain, patience):
-    """Return the list of steps after which the shares are changed.
+    """Return the list of steps, numbered from 0, after which the shares are changed.
 
     now_s: for each step the predicted time with the shares that the run began with.
     best_s: for each step the predicted time with the best shares for the speeds of that step, at most now_s.

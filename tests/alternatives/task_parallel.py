@@ -70,6 +70,55 @@ def to_give_in_the_order_of_deaths(num_tasks, events):
     return back + [task for task in range(num_tasks) if task not in given]
 
 
+def owners_in_the_order_in_which_they_were_told(durations_s, num_workers):
+    """Of several that are free at once the one that has been told so earliest."""
+    queue, found = [(0.0, worker, worker) for worker in range(num_workers)], []
+    for number, time_s in enumerate(durations_s, start=num_workers):
+        free_s, _, worker = heapq.heappop(queue)
+        found.append(worker)
+        heapq.heappush(queue, (free_s + time_s, number, worker))
+    return found
+
+
+def owners_by_the_text_of_their_numbers(durations_s, num_workers):
+    free_s, found = [0.0] * num_workers, []
+    for time_s in durations_s:
+        worker = min(range(num_workers), key=lambda each: (free_s[each], str(each)))
+        free_s[worker] += time_s
+        found.append(worker)
+    return found
+
+
+def halving_that_keeps_the_order_of_equals(losses, budgets):
+    left, cost, done = list(range(len(losses))), 0, 0
+    for k, budget in enumerate(budgets):
+        left = left[: (len(left) + 1) // 2] if k else left
+        cost += len(left) * (budget - done)
+        left, done = sorted(left, key=lambda number: losses[number][k]), budget
+    return left, cost
+
+
+def reordered_but_for_the_same_order(w1, b1, w2, order):
+    """The caller's own tensors where nothing moves."""
+    if list(order) == list(range(len(order))):
+        return w1, b1, w2
+    return w1[order], b1[order], w2[:, order]
+
+
+def to_give_twice_at_most(num_tasks, events):
+    waiting, lost, running = set(range(num_tasks)), set(), {}
+    for what, worker, task in events:
+        if what == "gave":
+            running[worker] = task
+            waiting.discard(task)
+        elif worker in running:
+            had = running.pop(worker)
+            if what == "died" and had not in lost:
+                lost.add(had)
+                waiting.add(had)
+    return sorted(waiting)
+
+
 alternatives = {
     "owners": [owners_by_a_heap],
     "halving": [halving_by_ranks],
@@ -77,8 +126,12 @@ alternatives = {
     "to_give": [to_give_from_the_last_event],
 }
 wrong = {
-    "owners": [owners_with_equal_numbers],
-    "halving": [halving_after_the_last_round],
-    "reordered": [reordered_rows],
-    "to_give": [to_give_in_the_order_of_deaths],
+    "owners": [
+        owners_with_equal_numbers,
+        owners_in_the_order_in_which_they_were_told,
+        owners_by_the_text_of_their_numbers,
+    ],
+    "halving": [halving_after_the_last_round, halving_that_keeps_the_order_of_equals],
+    "reordered": [reordered_rows, reordered_but_for_the_same_order],
+    "to_give": [to_give_in_the_order_of_deaths, to_give_twice_at_most],
 }
