@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 
 from ..comm.factory import of_group
+from .fresh_store import fresh_store
 
 
 def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device=None):
@@ -42,7 +43,9 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
         backend = "gloo"
         if torch.device(device).type != "cpu":
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
-        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_s))
+        timeout = timedelta(seconds=timeout_s)
+        store, rank, world_size = fresh_store(timeout)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     options = {"algorithm": algorithm, "device": device, "trace": trace}
     restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     return of_group(timeout_s, links, own_group, restart_count=restart_count, **options)
