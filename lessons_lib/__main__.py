@@ -1,9 +1,11 @@
-"""`python -m lessons_lib`: this machine and the lessons. `python -m lessons_lib bench`: side-by-side measurements."""
+"""`python -m lessons_lib`: this machine and the lessons; with `bench`: measurements; with `monitor FOLDER`: ranks."""
 
 import argparse
 import json
 import re
 import sys
+import time
+from contextlib import suppress
 from pathlib import Path
 
 from .devices import measure, probe, report
@@ -30,6 +32,9 @@ def main(arguments=None):
     bench = commands.add_parser("bench", help="measure this library beside torch on the same work")
     bench.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds, not minutes")
     bench.add_argument("--save", metavar="FILE", help="write the rows as JSON, too")
+    watch = commands.add_parser("monitor", help="show the heartbeats that ranks write into a folder")
+    watch.add_argument("folder", help="that of their `Heart`s")
+    watch.add_argument("--once", action="store_true", help="show them once, and not every second until Ctrl-C")
     options = parser.parse_args(arguments)
 
     if options.command == "bench":
@@ -40,6 +45,8 @@ def main(arguments=None):
             command = "python -m lessons_lib bench" + (" --quick" if options.quick else "")
             benchmarks.save(rows, options.save, command)
         return 0
+    if options.command == "monitor":
+        return _watch(options.folder, options.once)
     print(report([measure(device) for device in probe()]), flush=True)
     folder = Path(__file__).resolve().parent.parent / "notebooks"
     found = lessons(folder)
@@ -49,6 +56,18 @@ def main(arguments=None):
     print("\nlessons: jupyter lab notebooks/" + found[0][0] + ".ipynb")
     for name, title, question in found:
         print(f"  {name:28}{question or title}")
+    return 0
+
+
+def _watch(folder, once):
+    from . import monitor
+
+    with suppress(KeyboardInterrupt):
+        while True:
+            print(monitor.report(folder), flush=True)
+            if once:
+                break
+            time.sleep(1.0)
     return 0
 
 

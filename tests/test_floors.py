@@ -13,8 +13,8 @@ FLOORS = {
     **dict.fromkeys(("optim", "shards", "trace", "trace_events", "waits"), 0),
     "schedules": 0.5,
     "comm": 1,
-    **dict.fromkeys(("checkpoint", "cost", "parallel"), 2),
-    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "__main__"), 3),
+    **dict.fromkeys(("checkpoint", "cost", "monitor", "parallel"), 2),
+    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "pager", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }
 WITHOUT_TORCH = "schedules"  # and all that it imports

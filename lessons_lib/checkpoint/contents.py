@@ -40,7 +40,7 @@ def divide(comm, kept):
     """
     if comm.world_size == 1:
         return [name for part in kept for name in part], {}
-    told = share_objects(comm, {name: _digest(value) for part in kept for name, value in part.items()})
+    told = share_objects(comm, {name: digest(value) for part in kept for name, value in part.items()})
     names = dict.fromkeys(name for each in told for name in each)
     ours, some = [], {}
     for name in names:
@@ -53,7 +53,7 @@ def divide(comm, kept):
     return ours, some
 
 
-def _digest(value):
+def digest(value):
     """Of a tensor or a plain value: equal ones have equal digests."""
     if isinstance(value, torch.Tensor):
         data = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy()

@@ -3,11 +3,13 @@
 from .bars import bars
 from .control import control
 from .graph import graph
+from .hearts import hearts, watch
 from .labels import draw_guess, mark
 from .landscape import contours
 from .lanes import lanes, owners
 from .ledger import ledger
 from .lines import history, lines
+from .night import night
 from .panels import panels
 from .picture import picture
 from .pipelines import pipelines
@@ -26,12 +28,14 @@ __all__ = [
     "draw_guess",
     "figure",
     "graph",
+    "hearts",
     "history",
     "lanes",
     "ledger",
     "lines",
     "lookup",
     "mark",
+    "night",
     "owners",
     "panels",
     "picture",
@@ -43,5 +47,6 @@ __all__ = [
     "timelines",
     "transformer_block",
     "unrolled",
+    "watch",
     "weights",
 ]
