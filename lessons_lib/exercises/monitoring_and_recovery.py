@@ -125,10 +125,10 @@ save_whole = Exercise(
 )
 
 
-# --- best_interval: how often to save --------------------------------------------------------------------------------
+# --- whole_steps: how often to save --------------------------------------------------------------------------------
 
 
-def best_interval(save_s, restart_s, mean_between_s, step_s, max_steps):
+def whole_steps(save_s, restart_s, mean_between_s, step_s, max_steps):
     """Return the whole number of steps from one checkpoint to the next, 1 to `max_steps`, that loses least.
 
     save_s: seconds that a checkpoint takes.
@@ -140,7 +140,7 @@ def best_interval(save_s, restart_s, mean_between_s, step_s, max_steps):
     restart_s / mean_between_s for starting again; t is the time of an interval in seconds, training alone. Of two
     intervals that lose the same, return the shorter one.
     """
-    best, least = 1, math.inf
+    best, least = 1, float("inf")
     for steps in range(1, max_steps + 1):
         interval_s = steps * step_s
         lost = save_s / interval_s + (interval_s / 2 + restart_s) / mean_between_s
@@ -162,7 +162,7 @@ def _whole_interval_lost(save_s, restart_s, mean_between_s, step_s, max_steps):
 
 def _restart_as_save(save_s, restart_s, mean_between_s, step_s, max_steps):
     """You let the time of a restart decide. It is paid once a failure, however often you save: it shifts nothing."""
-    return best_interval.reference(save_s + restart_s, 0.0, mean_between_s, step_s, max_steps)
+    return whole_steps.reference(save_s + restart_s, 0.0, mean_between_s, step_s, max_steps)
 
 
 def _rounded_down(save_s, restart_s, mean_between_s, step_s, max_steps):
@@ -171,8 +171,8 @@ def _rounded_down(save_s, restart_s, mean_between_s, step_s, max_steps):
     return max(1, min(max_steps, steps))
 
 
-best_interval = Exercise(
-    best_interval,
+whole_steps = Exercise(
+    whole_steps,
     [
         (30.0, 120.0, 11124.0, 4.0, 1000),
         (30.0, 0.0, 11124.0, 1.0, 1000),

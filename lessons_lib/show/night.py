@@ -46,14 +46,14 @@ def night(score, title=""):
     for event in score.incidents:
         time_s = event.start_s - zero_s
         ax.axvline(time_s, color=COLOURS["star"], linewidth=1.0, linestyle=(0, (2, 2)))
-        label = f"{event.rank} {_NAMES.get(event.what, event.what)}"
+        label = f"{event.rank}: {_NAMES.get(event.what, event.what)}"
         labels.add((time_s, 1), ax.get_xaxis_transform(), label, COLOURS["star"])
     ax.set(xlabel="time (s)", ylabel="steps done", ylim=(0, 1.06 * score.num_steps), xlim=(0, 1.01 * score.time_s))
     samples = [
         (Line2D([], [], color=COLOURS["compute"], linewidth=1.8), "steps done"),
         (Line2D([], [], color=_SAVED, marker="o", linestyle=""), "checkpoint"),
         (Patch(color=GREY, alpha=0.3), "going back"),
-        (Line2D([], [], color=COLOURS["star"], linestyle=(0, (2, 2))), "rank: what struck it"),
+        (Line2D([], [], color=COLOURS["star"], linestyle=(0, (2, 2))), "rank: what strikes it"),
     ]
     key(ax, samples)
     ax.set_title(title or str(score))

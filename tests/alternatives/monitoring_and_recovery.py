@@ -43,7 +43,7 @@ def bit_by_bit(replicas):
 
 alternatives = {
     "save_whole": [save_by_another_name],
-    "best_interval": [best_by_formula],
+    "whole_steps": [best_by_formula],
     "rows_after": [rows_one_by_one],
     "flipped_bit": [bit_by_bit],
 }

@@ -6,9 +6,9 @@ equivalent = {
     "save_whole": {
         'beside = name + {".partial → "write}"': "any name will do that is not the file's own",
     },
-    "best_interval": {
-        "best, least = {1 → 0}, math.inf": REPLACED,
-        "best, least = {1 → 2}, math.inf": REPLACED,
+    "whole_steps": {
+        'best, least = {1 → 0}, float("inf")': REPLACED,
+        'best, least = {1 → 2}, float("inf")': REPLACED,
         "lost = save_s / interval_s + (interval_s / 2 {+ → -} restart_s) / mean_between_s": (
             "a restart costs the same whatever the interval is"
         ),
