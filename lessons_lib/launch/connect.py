@@ -20,6 +20,9 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
     the network interface that leads to MASTER_ADDR, and one rank per machine says which that is.
     GLOO_SOCKET_IFNAME, if set, decides.
 
+    Where torchrun starts ranks again, `restart_count` is alike on all: the largest count of any machine. It is 0 in the
+    first start alone, but two later starts may have the same, because a machine counts the failures of its own ranks.
+
     Args:
         algorithm, links, timeout_s, trace: as for `launch`.
         device: of this rank; by default the accelerator with number LOCAL_RANK if there is one, else the CPU.
@@ -32,7 +35,7 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
     if device is None:
         local_rank = int(os.environ.get("LOCAL_RANK", 0))
         device = f"{accelerator.type}:{local_rank % torch.accelerator.device_count()}" if accelerator else "cpu"
-    own_group = not dist.is_initialized()
+    own_group, restart_count = not dist.is_initialized(), int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     if own_group:
         if not {"RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"} <= set(os.environ):
             raise RuntimeError(
@@ -44,10 +47,9 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
         if torch.device(device).type != "cpu":
             backend = f"cpu:gloo,{accelerator.type}:{dist.get_default_backend_for_device(accelerator.type)}"
         timeout = timedelta(seconds=timeout_s)
-        store, rank, world_size = fresh_store(timeout)
+        store, rank, world_size, restart_count = fresh_store(timeout)
         dist.init_process_group(backend, store=store, rank=rank, world_size=world_size, timeout=timeout)
     options = {"algorithm": algorithm, "device": device, "trace": trace}
-    restart_count = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
     return of_group(timeout_s, links, own_group, restart_count=restart_count, **options)
 
 
