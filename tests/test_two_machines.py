@@ -1,72 +1,116 @@
-"""Two machines, as two network namespaces: the README's example trains where host names lead nowhere."""
+"""Two machines with a cable of 200 Mbit/s: what trains on one trains on both, and goes on where one of them fails."""
 
-import os
 import re
-import shutil
 import subprocess
-import sys
+from contextlib import ExitStack
 
 import pytest
+import torch
+from machines import ADDRESSES, C10D, STATIC, Machines
 from rerun import ROOT
+from torch import nn
+from two_machines_job import NUM_STEPS, SCHEDULES, data, gpt, loss_of
 
 from lessons_lib import connect
+from lessons_lib.schedules import chunk_bounds, count
 
-ADDRESSES = ("192.0.2.1", "192.0.2.2")  # a range kept for examples; nothing of it leaves the two namespaces
-SCRIPT = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
-
-
-def ip(*words):
-    return subprocess.run(["ip", *words], check=True, capture_output=True, text=True).stdout
+EXAMPLE = re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL).group(1)
+JOB = ROOT / "tests" / "two_machines_job.py"
+NUMEL = 2_000_003  # of a tensor, which no number of chunks divides
 
 
-@pytest.fixture
-def machines(request):
-    """The names of two namespaces with one cable between them."""
-    able = shutil.which("ip") and shutil.which("unshare") and os.geteuid() == 0
-    names = [f"lesson-{os.getpid()}-{number}" for number in (0, 1)]
-    cables = [f"l{os.getpid()}-{number}" for number in (0, 1)]
-    try:
-        if not able:
-            (pytest.fail if request.config.option.two_machines else pytest.skip)("needs root, ip and unshare")
-        for name in names:
-            ip("netns", "add", name)
-            ip("-n", name, "link", "set", "lo", "up")
-        ip("-n", names[0], "link", "add", cables[0], "type", "veth", "peer", cables[1], "netns", names[1])
-        for name, cable, address in zip(names, cables, ADDRESSES, strict=True):
-            ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
-            ip("-n", name, "link", "set", cable, "up")
-        yield names
-    finally:
-        for name in names if able else ():
-            subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+@pytest.fixture(scope="module")
+def machines(request, tmp_path_factory):
+    refuse = pytest.fail if request.config.option.two_machines else pytest.skip
+    if Machines.lacks():
+        refuse(Machines.lacks())
+    with ExitStack() as stack:
+        try:
+            made = stack.enter_context(Machines(tmp_path_factory.mktemp("machines")))
+        except subprocess.CalledProcessError as error:
+            refuse(f"the system refuses {' '.join(error.cmd)}: {error.stderr}")
+        yield made
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="network namespaces are Linux's")
+def passed(ended):
+    assert [status for status, _, _ in ended] == [0, 0], ended
+    return ended
+
+
 def test_the_example_trains_on_two_machines_whose_names_lead_to_themselves(machines, tmp_path):
     script = tmp_path / "train.py"
-    script.write_text(SCRIPT.replace("if comm.rank == 0:", "if True:").replace("{right:.2f}", "{right:.6f}\\n"))
-    (tmp_path / "hosts").write_text("127.0.0.1 localhost laptop\n")
-    inside = f"hostname laptop && mount --bind {tmp_path}/hosts /etc/hosts && exec "
-    running = []
-    for number, machine in enumerate(machines):
-        torchrun = f"{sys.executable} -m torch.distributed.run --nnodes=2 --nproc-per-node=2 --node-rank={number} "
-        torchrun += f"--master-addr={ADDRESSES[0]} --master-port=29500 {script}"
-        command = ["ip", "netns", "exec", machine, "unshare", "--uts", "--mount", "sh", "-c", inside + torchrun]
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-        environment.pop("GLOO_SOCKET_IFNAME", None)
-        pipe = subprocess.PIPE
-        running.append(subprocess.Popen(command, stdout=pipe, stderr=pipe, text=True, env=environment))
-    try:
-        said = [process.communicate(timeout=150) for process in running]
-    finally:
-        for process in running:
-            process.kill()
-    assert [process.returncode for process in running] == [0, 0], said
-    results = [re.findall(r"4 ranks, accuracy (0\.\d+)", out) for out, _ in said]
+    script.write_text(EXAMPLE.replace("if comm.rank == 0:", "if True:").replace("{right:.2f}", "{right:.6f}\\n"))
+    ended = passed(machines.run(STATIC, script))
+    results = [re.findall(r"4 ranks, accuracy (0\.\d+)", out) for _, out, _ in ended]
     assert results[0] == results[1] and len(set(results[0])) == 1 and len(results[0]) == 2
-    for number, (_, err) in enumerate(said):
-        assert err.count("connect(): gloo uses") == 1 and f"({ADDRESSES[number]})" in err
-    assert [ip("netns", "pids", machine) for machine in machines] == ["", ""]
+    for address, (_, _, err) in zip(ADDRESSES, ended, strict=True):
+        assert err.count("connect(): gloo uses") == 1 and f"({address})" in err
+
+
+# --- what the cable carries ------------------------------------------------------------------------------------------
+
+
+def over_the_cable(schedule, src_host):
+    """Bytes that the two ranks of a machine send to those of the other."""
+    sizes = [4 * (stop - start) for start, stop in chunk_bounds(NUMEL, schedule.num_chunks)]
+    messages = [message for messages in schedule.rounds for message in messages]
+    return sum(sizes[m.chunk] for m in messages if m.src // 2 == src_host != m.dst // 2)
+
+
+@pytest.mark.parametrize(("name", "schedule"), SCHEDULES.items())
+def test_the_shaped_cable_carries_what_the_schedule_says_and_little_else(machines, name, schedule):
+    before = machines.shapers()
+    ended = passed(machines.run(STATIC, JOB, "all_reduce", name, NUMEL))
+    for host, (first, last) in enumerate(zip(before, machines.shapers(), strict=True)):
+        expected = over_the_cable(schedule, host)
+        assert expected <= last["bytes"] - first["bytes"] < 1.1 * expected + 200_000  # headers, and how torchrun meets
+        assert last["overlimits"] > first["overlimits"]  # packets came faster than the shaper let them through
+        sent = map(int, re.findall(r"sent (\d+) bytes", ended[host][1]))
+        assert sum(sent) == sum(count(schedule, NUMEL).bytes_sent[2 * host : 2 * host + 2])
+
+
+# --- a pipeline along one axis, copies along the other ---------------------------------------------------------------
+
+
+def trained(machines, tmp_path, rendezvous, dies="nobody", words="--nnodes=2"):
+    """What the ranks say, and their weights at the end."""
+    ended = passed(machines.run(rendezvous, JOB, "train", tmp_path, dies, words=words))
+    found = sorted(re.findall(r"rank (\d) began at (\d), start (\d)", "".join(out for _, out, _ in ended)))
+    return found, [torch.load(tmp_path / f"end-{rank}.pt", weights_only=True) for rank in range(4)]
+
+
+@pytest.fixture(scope="module")
+def undisturbed(machines, tmp_path_factory):
+    found, weights = trained(machines, tmp_path_factory.mktemp("undisturbed"), STATIC)
+    assert found == [(str(rank), "0", "0") for rank in range(4)]
+    return weights
+
+
+def test_a_pipeline_over_two_machines_with_copies_on_each_equals_one_process(undisturbed):
+    alone = gpt()
+    layers = nn.Sequential(*alone.stages())
+    optimizer = torch.optim.Adam(layers.parameters(), lr=1e-2)
+    for step in range(NUM_STEPS):
+        x, y = data(step)
+        optimizer.zero_grad()
+        loss_of(layers(x), y).backward()
+        optimizer.step()
+    expected = dict(layers.named_parameters())
+    assert set(undisturbed[0]) | set(undisturbed[2]) == set(expected) and not set(undisturbed[0]) & set(undisturbed[2])
+    for weights in undisturbed:
+        for name, value in weights.items():
+            torch.testing.assert_close(value, expected[name].detach(), rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("rendezvous", [STATIC, C10D])
+def test_a_rank_of_one_machine_is_killed_and_both_go_on_from_the_checkpoint(
+    machines, undisturbed, tmp_path, rendezvous
+):
+    found, weights = trained(machines, tmp_path, rendezvous, "3", words="--nnodes=2 --max-restarts=3")
+    assert all(first == "3" for _, first, _ in found)
+    assert len({start for _, _, start in found}) == 1 and found[0][2] != "0"
+    for mine, theirs in zip(weights, undisturbed, strict=True):
+        assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
 @pytest.mark.parametrize("master", ["127.0.0.1", "nowhere.invalid"])
