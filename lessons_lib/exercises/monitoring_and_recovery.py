@@ -24,7 +24,7 @@ def save_whole(name, data):
         safe at once, but it makes the text no safer than it was.
     A crash may come after each operation. What was written and not flushed is then cut off in the middle, under
     whatever name it has. After a crash the file `name` has to hold all of the old data or all of the new, and after
-    the last operation the new. Best known: three operations.
+    the last operation the new. Three operations are enough, and more are refused.
     """
     beside = name + ".partial"
     return [("write", beside, data), ("flush", beside), ("rename", beside, name)]
@@ -114,6 +114,11 @@ save_whole = Exercise(
         ("weights", "new", "old"),
         ("first", "there was none before", None),
         ("a.partial", "names are not what counts", "old"),
+        ("temp", "a\n", "old"),
+        ("a.tmp", "é", "e"),
+        ("aba", "", "old"),
+        ("CKPT.tmp", "a\r\nb ", None),
+        ("x", "1", "0"),
     ],
     [_in_place, _unflushed, _flushed_too_late, _old_aside, _not_renamed],
     [
@@ -186,6 +191,10 @@ whole_steps = Exercise(
         (100.0, 1.0, 1.0, 50.0, 9),  # less than a step
         (3.0, 2.0, 77.0, 0.7, 1),
         (0.04, 0.4, 1.0, 0.02, 500),
+        (1.05, 0.0, 1.0, 1.0, 10),  # between √(k(k+1)) and k + 1/2 the larger number wins, though k is nearer
+        (3.05, 0.0, 1.0, 1.0, 9),
+        (210.0635, 0.0, 1.0, 1.0, 90),
+        (600.0, 0.0, 36000.0, 1.0, 10000),
     ],
     [
         _formula_in_seconds,
@@ -208,8 +217,8 @@ whole_steps = Exercise(
 def rows_after(order, num_steps_done, batch_size, world_size):
     """Return a list with an entry for each rank: the list of its rows in each step that is left of the epoch.
 
-    order: the rows of the epoch in the order in which they are used, a list. A step takes the next `batch_size` of
-        them, all ranks together; the last step takes what is left.
+    order: the rows of the epoch in the order in which they are used, a list; a row may come more than once. A step
+        takes the next `batch_size` of them, all ranks together; the last step takes what is left.
     num_steps_done: steps of this epoch that were done before the checkpoint, perhaps by another number of ranks.
     world_size: how many ranks go on. Within a step rank r takes the rows at the places r, r + world_size,
         r + 2 * world_size, … of the step; a rank may get none.
@@ -263,6 +272,7 @@ rows_after = Exercise(
         ([], 0, 4, 3),
         ([2, 0, 1], 0, 8, 2),
         ([7, 7, 1, 0], 1, 2, 2),
+        ([5, 5, 5, 2], 0, 2, 2),
     ],
     [
         _from_the_start,
@@ -295,7 +305,7 @@ def flipped_bit(replicas):
     """Return (rank, place, bit) of the one bit in which one replica differs from all others, or None if all are alike.
 
     replicas: a list with a float64 tensor of shape (n,) for each rank, at least three. At most one bit of one number of
-        one rank differs. The tensors are not to be changed.
+        one rank differs. All 64 bits count, those of a nan too. The tensors are not to be changed.
     place: where in the tensor the number stands. bit: 0 for the lowest bit of its 64, 63 for the sign.
     """
     bits = torch.stack(replicas).view(torch.int64)
@@ -364,6 +374,8 @@ def _flip_cases():
         _flipped(3, odd, rank=1, place=0, bit=51),  # one nan becomes another number of its kind
         _flipped(3, zeros, rank=0, place=1, bit=62),
         _flipped(6, numbers, rank=5, place=3, bit=32),
+        _flipped(3, [1.5, 2.0], rank=1, place=0, bit=62),  # 1.5 becomes nan
+        _flipped(4, odd, rank=3, place=0, bit=0),
         _flipped(3, numbers),
         _flipped(3, []),
     ]

@@ -5,7 +5,7 @@ import math
 
 def save_by_another_name(name, data):
     """Any other name will do."""
-    return (("write", "tmp", data), ("flush", "tmp"), ("rename", "tmp", name))
+    return (("write", "beside", data), ("flush", "beside"), ("rename", "beside", name))
 
 
 def best_by_formula(save_s, restart_s, mean_between_s, step_s, max_steps):
