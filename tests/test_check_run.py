@@ -19,7 +19,7 @@ cloudpickle.register_pickle_by_value(sys.modules[__name__])
 
 @pytest.mark.parametrize("name", EXHIBITS)
 def test_an_exhibit_is_named_by_step_tensor_ranks_and_kind(name):
-    exhibit, found = EXHIBITS[name], EXHIBITS[name].check()
+    exhibit, found = EXHIBITS[name], EXHIBITS[name].compare()
     assert not found and (found.first.step, found.first.tensor) == (exhibit.step, exhibit.tensor), found
     assert found.first.ranks == exhibit.ranks and found.first.kind.startswith(exhibit.kind), found
     assert f"step {exhibit.step}, {exhibit.tensor}, " in str(found)
@@ -27,7 +27,7 @@ def test_an_exhibit_is_named_by_step_tensor_ranks_and_kind(name):
 
 @pytest.mark.parametrize("name", EXHIBITS)
 def test_a_mended_exhibit_is_equal_to_one_process(name):
-    found = EXHIBITS[name].check(mended=True)
+    found = EXHIBITS[name].compare(mended=True)
     assert found and found.num_steps > 1, found
 
 

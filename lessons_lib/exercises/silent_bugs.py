@@ -340,13 +340,13 @@ def diagnose(name):
     """Return (step, tensor, ranks, kind): where the exhibit `name`, on four ranks, first parts from its mended version
     on one.
 
-    name: one of ten, all in the cell above.
+    name: of one of the ten exhibits that are listed above.
     tensor: the name under which it was recorded, such as "gradient/0.weight". ranks: a tuple of those that differ.
     kind: "a factor" if all ranks have the right tensor, or the right change of it in this step, times one number;
         "ranks differ" if not all ranks have the same; "other numbers" for anything else.
     Find out as you like: with a function of your own, or by looking, and then by a dictionary of ten lines.
     """
-    first = EXHIBITS[name].check().first
+    first = EXHIBITS[name].compare().first
     is_factor = first.kind.endswith(("times", "of it"))
     return first.step, first.tensor, first.ranks, "a factor" if is_factor else first.kind
 

@@ -32,7 +32,7 @@ class Exhibit:
     def name(self):
         return self.run.__name__
 
-    def check(self, mended=False):
+    def compare(self, mended=False):
         """Compare it, or its mended version, with the mended one on one rank; a `CheckedRun`."""
         right = partial(self.run, mended=True)
         return check_run(right if mended else self.run, reference=right)
@@ -40,7 +40,7 @@ class Exhibit:
 
 def table(exhibits):
     """(name, what is wrong, what `check_run` says) of each `Exhibit`, run now on four ranks."""
-    return [(exhibit.name, exhibit.told, str(exhibit.check())) for exhibit in exhibits]
+    return [(exhibit.name, exhibit.told, str(exhibit.compare())) for exhibit in exhibits]
 
 
 def start():
