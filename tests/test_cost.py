@@ -5,44 +5,35 @@ from dataclasses import replace
 import pytest
 
 from lessons_lib import Links
-from lessons_lib.cost import Budget, Cluster, Model, Plan, fit, memory_of, predict, search, timeline, traffic
+from lessons_lib.cost import (
+    Budget,
+    Cluster,
+    Model,
+    Plan,
+    break_even_h,
+    fit,
+    memory_of,
+    predict,
+    search,
+    timeline,
+    traffic,
+)
+from lessons_lib.cost.published import A100, ACTIVATIONS_GIB, BOTH, FULL, MEGATRON, GiB, measured, megatron
 from lessons_lib.cost.space import most_kept
 from lessons_lib.schedules import count, interleaved, one_f_one_b, ring, simulate
 
-GiB = 2**30
-# Korthikanti et al. (2022), table 3: layers, width, heads; tp, pp, v, batch, micro-batch.
-MEGATRON = {
-    "22B": ((48, 6144, 64), (8, 1, 1, 4, 4)),
-    "175B": ((96, 12288, 96), (8, 8, 3, 64, 1)),
-    "530B": ((105, 20480, 128), (8, 35, 3, 280, 1)),
-    "1T": ((128, 25600, 160), (8, 64, 1, 512, 1)),
-}
 STATES = {"22B": 45.5625, "175B": 45.5625, "530B": 31.640625, "1T": 32.958984375}  # figure 1, GiB per device
-ACTIVATIONS = {  # figure 1, GiB per device: tensor parallel, and with sequence parallel and selective recomputation
-    "22B": (59.25, 9.5625),
-    "175B": (66.84375, 12.3515625),
-    "530B": (114.0234375, 23.076171875),
-    "1T": (131.25, 26.5625),
-}
 PERCENT = {  # figure 7, read from the drawing: sequence, selective, both, full
     "22B": (66.84, 49.42, 16.18, 7.64),
     "175B": (62.04, 56.53, 18.49, 8.71),
     "530B": (58.31, 62.04, 20.27, 9.42),
     "1T": (58.31, 62.04, 20.27, 9.42),
 }
-BOTH = {"sequence": True, "recompute": "selective"}
-
-
-def megatron(name, **how):
-    """The model and the plan of one row of table 3."""
-    (num_layers, width, heads), (tp, pp, v, batch, micro_batch) = MEGATRON[name]
-    plan = Plan(batch, micro_batch, tp=tp, pp=pp, v=v, **how)
-    return Model(num_layers, width, heads, vocabulary=51200, context=2048), plan
 
 
 @pytest.mark.parametrize("name", MEGATRON)
 def test_the_published_bytes_to_every_digit(name):
-    for how, published in zip(({}, BOTH), ACTIVATIONS[name], strict=True):
+    for how, published in zip(({}, BOTH), ACTIVATIONS_GIB[name], strict=True):
         sizes = memory_of(*megatron(name, **how))
         assert sizes["activations"] == published * GiB
         assert sizes["parameters"] + sizes["gradients"] + sizes["optimizer"] == STATES[name] * GiB
@@ -60,17 +51,6 @@ def test_the_published_shares_as_far_as_they_can_be_read(name):
 def test_as_many_stashes_as_the_schedule_keeps(pp, v, num_micro_batches):
     program = one_f_one_b(pp, num_micro_batches) if v == 1 else interleaved(pp, num_micro_batches, v)
     assert most_kept(Plan(num_micro_batches, pp=pp, v=v)) == count(program).most_kept[0]
-
-
-A100 = Cluster(3072, 312e12, 80e9, 2039e9, Links.two_level(8, Links(2e-6, 300e9), Links(5e-6, 25e9)))  # data sheet
-FULL = {"recompute": "full"}
-SECONDS = {"22B": (1.42, 1.10), "175B": (18.13, 13.75), "530B": (49.05, 37.83), "1T": (94.42, 71.49)}  # table 5
-
-
-def measured(*names):
-    """(model, plan, seconds) of table 5: full recomputation; sequence parallel and selective recomputation."""
-    ways = [(name, *way) for name in names for way in zip((FULL, BOTH), SECONDS[name], strict=True)]
-    return [(*megatron(name, **how), took_s) for name, how, took_s in ways]
 
 
 def errors(cluster, rows):
@@ -316,3 +296,11 @@ def test_what_costs_more_than_the_budget_is_told():
     assert all(each.prediction.money <= limit for each in fits)
     assert len(fits) == sum(each.prediction.money <= limit and each.prediction.memory_bytes <= 80e9 for each in found)
     assert all(each.plan.num_micro_batches % each.plan.pp == 0 for each in found if each.plan.v > 1)
+
+
+def test_an_own_machine_is_cheaper_after_so_many_hours():
+    assert break_even_h(20_000, 700, 0.30, 2.21) == pytest.approx(10_000)
+    assert break_even_h(20_000, 700, 0.30, 0.21) == break_even_h(1, 700, 0.30, 0.0) == float("inf")
+    assert break_even_h(0, 700, 0.30, 1.0) == 0
+    with pytest.raises(ValueError, match="watts=-1: a number of at least 0"):
+        break_even_h(1, -1, 1, 1)

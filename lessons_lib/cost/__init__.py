@@ -5,6 +5,7 @@
 
 from .clock import Prediction, fit, model_flops, predict, timeline
 from .here import measure_here
+from .money import break_even_h
 from .search import Budget, Candidate, search
 from .shapes import Cluster, Model, Plan
 from .space import memory_of
@@ -17,6 +18,7 @@ __all__ = [
     "Model",
     "Plan",
     "Prediction",
+    "break_even_h",
     "fit",
     "measure_here",
     "memory_of",
