@@ -170,6 +170,15 @@ def test_the_cheapest_of_thousands_fits_and_each_runner_up_has_a_reason():
     assert best.prediction.energy_J == pytest.approx(best.plan.num_devices * best.prediction.time_s * 400)
 
 
+def test_long_sequences_are_cut_too():
+    cluster = Cluster(16, 1e14, 80e9, 2e12)
+    tried = {
+        context: {each.plan.cp for each in search(Model(2, 512, 2, 1000, context, fused=True), cluster, Budget(1))}
+        for context in (4096, 8192, 32768)
+    }
+    assert tried == {4096: {1}, 8192: {1, 2}, 32768: {1, 2, 4, 8}}
+
+
 def test_less_memory_and_less_time_make_it_dearer():
     money = [small_search(Budget(32), memory_bytes=size)[2][0].prediction.money for size in (80e9, 20e9, 10e9)]
     assert money == sorted(money)

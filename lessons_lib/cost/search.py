@@ -9,6 +9,8 @@ from ..errors import check_whole
 from .clock import Prediction, predict
 from .shapes import RECOMPUTE, Plan, check_types
 
+_LONG = 4096  # tokens
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -71,10 +73,13 @@ def search(model, cluster, budget):
 
 
 def plans(model, cluster, batch):
-    """Every plan that cuts evenly: tp inside a node, and micro-batches of 1, 2, 4 or 8 sequences."""
+    """Every plan that cuts evenly: tp inside a node, micro-batches of 1, 2, 4 or 8 sequences, and for each rank of cp
+    at least `_LONG` tokens, as only long sequences are worth cutting."""
     inside = cluster.links.group_size if cluster.links.inside else cluster.num_devices
-    for tp, pp, dp in product(_divisors(model.heads), _divisors(model.num_layers), _divisors(batch)):
-        if inside % tp or model.hidden % tp or tp * pp * dp > cluster.num_devices:
+    sequences = [n for n in (1, 2, 4, 8, 16) if n == 1 or (model.context % n == 0 and model.context // n >= _LONG)]
+    axes = product(_divisors(model.heads), _divisors(model.num_layers), _divisors(batch), sequences)
+    for tp, pp, dp, cp in axes:
+        if inside % tp or model.hidden % tp or tp * pp * dp * cp > cluster.num_devices:
             continue
         experts = [n for n in _divisors(dp) if model.num_experts and model.num_experts % n == 0] or [1]
         stages = [1, *(v for v in _divisors(model.num_layers // pp) if 1 < v <= 8 and pp > 1)]
@@ -82,7 +87,7 @@ def plans(model, cluster, batch):
         ways = product(sizes, stages, experts, RECOMPUTE, {False, tp > 1}, (0, 1, 3) if dp > 1 else (0,))
         for micro_batch, v, ep, recompute, sequence, zero in ways:
             if v == 1 or batch // dp // micro_batch % pp == 0:
-                yield Plan(batch, micro_batch, dp, tp, pp, 1, ep, v, zero, recompute, sequence, overlap=True)
+                yield Plan(batch, micro_batch, dp, tp, pp, cp, ep, v, zero, recompute, sequence, overlap=True)
 
 
 def _divisors(number):
