@@ -97,6 +97,10 @@ class Machines:
         """The processes of each machine."""
         return [list(map(int, said("ip", "netns", "pids", name).split())) for name in self.names]
 
+    def cut(self, state="down"):
+        """Let nothing pass the cable, as if the second machine had lost its power; or join it again: "up"."""
+        said("ip", "-n", self.names[1], "link", "set", self.cables[1], state)
+
     def kill(self, number):
         """Take all processes of a machine at once, the agent of torchrun too."""
         for pid in self.pids()[number]:

@@ -3,10 +3,11 @@
 import re
 import subprocess
 from contextlib import ExitStack
+from threading import Timer
 
 import pytest
 import torch
-from machines import ADDRESSES, C10D, STATIC, Machines
+from machines import ADDRESSES, C10D, STATIC, TIMEOUT_S, Machines, meeting
 from rerun import ROOT
 from torch import nn
 from two_machines_job import NUM_STEPS, SCHEDULES, data, gpt, loss_of
@@ -86,16 +87,19 @@ def undisturbed(machines, tmp_path_factory):
     return weights
 
 
-def test_a_pipeline_over_two_machines_with_copies_on_each_equals_one_process(undisturbed):
-    alone = gpt()
-    layers = nn.Sequential(*alone.stages())
-    optimizer = torch.optim.Adam(layers.parameters(), lr=1e-2)
+def one_process():
+    model = gpt()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
     for step in range(NUM_STEPS):
         x, y = data(step)
         optimizer.zero_grad()
-        loss_of(layers(x), y).backward()
+        loss_of(model(x), y).backward()
         optimizer.step()
-    expected = dict(layers.named_parameters())
+    return model
+
+
+def test_a_pipeline_over_two_machines_with_copies_on_each_equals_one_process(undisturbed):
+    expected = dict(nn.Sequential(*one_process().stages()).named_parameters())
     assert set(undisturbed[0]) | set(undisturbed[2]) == set(expected) and not set(undisturbed[0]) & set(undisturbed[2])
     for weights in undisturbed:
         for name, value in weights.items():
@@ -111,6 +115,29 @@ def test_a_rank_of_one_machine_is_killed_and_both_go_on_from_the_checkpoint(
     assert len({start for _, _, start in found}) == 1 and found[0][2] != "0"
     for mine, theirs in zip(weights, undisturbed, strict=True):
         assert mine.keys() == theirs.keys() and all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_a_machine_is_lost_and_the_other_goes_on_with_its_own_ranks(machines, tmp_path):
+    words = "--nnodes=1:2 --max-restarts=3 {}".format
+    more = ",last_call_timeout=15,keep_alive_interval=1"  # how long to wait for a second machine, and for a silent one
+    first, lost = (machines.start(n, words(meeting(C10D, n, more)), JOB, "train_copies", tmp_path) for n in (0, 1))
+    watch = Timer(TIMEOUT_S, machines.kill, [1])
+    watch.start()
+    try:
+        assert "step 3" in lost.stdout.readline()
+        machines.cut()
+        machines.kill(1)
+        out, err = first.communicate(timeout=TIMEOUT_S)
+        assert first.returncode == 0 and machines.pids() == [[], []], (out, err)
+    finally:
+        watch.cancel()
+        machines.end()
+        machines.cut("up")
+    assert sorted(re.findall("rank .*", out)) == [f"rank {rank} of 2 began at 3" for rank in (0, 1)]
+    alone = one_process()
+    for rank in (0, 1):
+        for name, value in torch.load(tmp_path / f"end-{rank}.pt", weights_only=True).items():
+            torch.testing.assert_close(value, alone.state_dict()[name], rtol=1e-10, atol=1e-10)
 
 
 @pytest.mark.parametrize("master", ["127.0.0.1", "nowhere.invalid"])

@@ -10,7 +10,7 @@ from torch import nn
 from lessons_lib import Mesh, connect
 from lessons_lib.checkpoint import Checkpoints
 from lessons_lib.models import GPT
-from lessons_lib.parallel import PipelineParallel, average_gradients, split_layers
+from lessons_lib.parallel import DataParallel, PipelineParallel, average_gradients, split_layers
 from lessons_lib.schedules import hierarchical, one_f_one_b, ring
 
 NUM_STEPS, VOCABULARY, CONTEXT = 5, 13, 6
@@ -61,5 +61,25 @@ def train(folder, dies):
         print(f"rank {comm.rank} began at {first}, start {comm.restart_count}")
 
 
+def train_copies(folder):
+    """Copies on as many ranks as there are; in the first start, the last machine's stop at step 3."""
+    with connect(timeout_s=20) as comm:
+        net = DataParallel(gpt(), comm)
+        optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
+        state, checkpoints = {"net": net, "optimizer": optimizer}, Checkpoints(folder, comm)
+        first = checkpoints.load(state) or 0
+        for step in range(first, NUM_STEPS):
+            if step == 3 and comm.restart_count == 0 and comm.rank >= 2:
+                print("step 3", flush=True)
+                signal.pause()
+            x, y = (part.chunk(comm.world_size)[comm.rank] for part in data(step))
+            optimizer.zero_grad()
+            loss_of(net(x), y).backward()
+            optimizer.step()
+            checkpoints.save(step + 1, state)
+        torch.save(net.module.state_dict(), f"{folder}/end-{comm.rank}.pt")
+        print(f"rank {comm.rank} of {comm.world_size} began at {first}")
+
+
 if __name__ == "__main__":
-    {"all_reduce": all_reduce, "train": train}[sys.argv[1]](*sys.argv[2:])
+    {"all_reduce": all_reduce, "train": train, "train_copies": train_copies}[sys.argv[1]](*sys.argv[2:])

@@ -20,8 +20,8 @@ def connect(*, algorithm="auto", links=None, timeout_s=60.0, trace=False, device
     the network interface that leads to MASTER_ADDR, and one rank per machine says which that is.
     GLOO_SOCKET_IFNAME, if set, decides.
 
-    Where torchrun starts ranks again, `restart_count` is alike on all: the largest count of any machine. It is 0 in the
-    first start alone, but two later starts may have the same, because a machine counts the failures of its own ranks.
+    Where torchrun starts ranks again, `restart_count` is alike on all: the largest count of any machine. It is 0 until
+    a rank has failed, but two later starts may have the same, as a machine counts the failures of its own ranks alone.
 
     Args:
         algorithm, links, timeout_s, trace: as for `launch`.

@@ -24,7 +24,7 @@ def fresh_store(timeout):
         timeout: how long to wait for the others, a `timedelta`.
 
     Returns:
-        The last is the largest TORCHELASTIC_RESTART_COUNT of all ranks: 0 in the first start, and in no other.
+        The last is the largest TORCHELASTIC_RESTART_COUNT of all ranks: 0 until one of them has failed.
 
     Raises:
         RuntimeError: the others did not come.
