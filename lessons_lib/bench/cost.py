@@ -21,10 +21,6 @@ from .turns import Row, take_turns
 
 SHAPES = {"num_layers": 4, "width": 256, "heads": 4, "vocabulary": 256, "context": 128}
 MODEL = Model(**SHAPES, fused=True, dropout=False, itemsize=4, recipe="float32 adam")
-OTHERS = [
-    (replace(MODEL, width=128, hidden=None, kv_heads=None), Plan(16, 16)),
-    (replace(MODEL, width=384, hidden=None, kv_heads=None), Plan(4, 4)),
-]
 PLANS = {
     "one rank": Plan(8, 8),
     "DataParallel, 2 ranks": Plan(16, 8, dp=2),
@@ -33,13 +29,19 @@ PLANS = {
 }
 
 
-def predicted_plans(repeats, plans=PLANS):
+def others(model):
+    """(model, plan) of two steps whose models are half as wide, and half as wide again."""
+    half, wider = (replace(model, width=model.width * n // 2, hidden=None, kv_heads=None) for n in (1, 3))
+    return [(half, Plan(16, 16)), (wider, Plan(4, 4))]
+
+
+def predicted_plans(repeats, plans=PLANS, model=MODEL):
     """A `Row` for each plan, predicted over measured, and one with the median error."""
     rows = []
     for name, plan in plans.items():
-        clusters, times = zip(*launch(_measured, plan, repeats, world_size=plan.num_devices), strict=True)
+        clusters, times = zip(*launch(_measured, plan, repeats, model, world_size=plan.num_devices), strict=True)
         took_s = statistics.median(max(turn) for turn in zip(*times, strict=True))
-        predicted_s = predict(MODEL, clusters[0], plan).time_s
+        predicted_s = predict(model, clusters[0], plan).time_s
         ratio = predicted_s / took_s
         rows.append(Row(f"cost of a GPT's step, {name}", "measured", predicted_s, took_s, *[ratio] * 3, "0.85..1.15"))
     error = statistics.median(abs(1 - row.ratio) for row in rows)
@@ -47,15 +49,14 @@ def predicted_plans(repeats, plans=PLANS):
     return [*rows, Row("median error of these costs", "measured", *sums_s, *[error] * 3, "<= 0.15")]
 
 
-def _measured(comm, plan, repeats):
+def _measured(comm, plan, repeats, model):
     torch.set_num_threads(1)
-    sides = [trainer(comm, plan)[0], *(trainer(comm, alone, model)[0] for model, alone in OTHERS)]
-    for step in sides:
-        step()  # a warm-up
-    times, *others = take_turns(comm, repeats, *sides)
-    cluster = measure_here(comm)
-    predicted_s = [predict(model, cluster, alone).time_s for model, alone in OTHERS]
-    share = statistics.mean(p / statistics.median(took_s) for p, took_s in zip(predicted_s, others, strict=True))
+    cluster, alone = measure_here(comm), others(model)  # before: its products and copies need room of their own
+    sides = [trainer(comm, plan, model)[0], *(trainer(comm, by_itself, other)[0] for other, by_itself in alone)]
+    take_turns(comm, 1, *sides)  # a warm-up
+    times, *took_alone = take_turns(comm, repeats, *sides)
+    predicted_s = [predict(other, cluster, by_itself).time_s for other, by_itself in alone]
+    share = statistics.mean(p / statistics.median(took_s) for p, took_s in zip(predicted_s, took_alone, strict=True))
     return replace(cluster, flops=share * cluster.flops, memory_Bps=share * cluster.memory_Bps), times
 
 

@@ -6,4 +6,7 @@ equivalent = {
             "a constant added to all times is multiplied by sizes that sum up to 0"
         ),
     },
+    "cheapest": {
+        'best, least = None, (float("inf"), {float("inf") → "inf"})': "a finite price is below infinity already",
+    },
 }
