@@ -198,9 +198,9 @@ def when_to_change(now_s, best_s, gain, patience):
     now_s: for each step the predicted time with the shares that the run began with.
     best_s: for each step the predicted time with the best shares for the speeds of that step, at most now_s.
     gain, patience: the shares are changed after a step if they have been worth changing in it and in the
-        `patience` - 1 steps before: a step takes more than (1 + gain) times the best. From then on the time of a
-        step is what the best shares of that moment promised, if that is more than its own best, and the count of
-        steps begins anew.
+        `patience` - 1 steps before: a step takes more than (1 + gain) times the best. After a change at step s the
+        time of a later step t is max(best_s[s], best_s[t]), until the next change, and the count of steps begins
+        anew.
     """
     changes, count, promised_s = [], 0, None
     for step, best in enumerate(best_s):
