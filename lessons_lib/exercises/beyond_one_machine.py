@@ -11,7 +11,8 @@ def alpha_beta(sizes_bytes, times_s):
     """Return (alpha_s, bandwidth_Bps) of the line that fits messages best: time = alpha_s + size / bandwidth_Bps.
 
     sizes_bytes, times_s: of each message, two lists of one length, with at least two different sizes.
-    Best is the line for which the sum of the squared differences of the times is smallest. It always rises.
+    Best is the line for which the sum of the squared differences of the times is smallest. You may assume that it
+        rises.
     """
     mean_bytes, mean_s = sum(sizes_bytes) / len(sizes_bytes), sum(times_s) / len(times_s)
     pairs = [(size - mean_bytes, time - mean_s) for size, time in zip(sizes_bytes, times_s, strict=True)]
@@ -215,7 +216,7 @@ def hours_until_cheaper(own_price, watts, price_per_kWh, rent_per_h):
 
     own_price: of the machine, paid at once. watts: that it takes at work. price_per_kWh: of electricity, for 1,000
         watts in an hour. rent_per_h: of such a machine in the cloud, electricity included. All are at least 0. Where
-        an hour of the own machine costs no less than an hour of rent, the answer is infinite.
+        an hour of the own machine costs no less than an hour of rent, the answer is infinite, even if own_price is 0.
     """
     saved_per_h = rent_per_h - watts / 1000 * price_per_kWh
     return own_price / saved_per_h if saved_per_h > 0 else float("inf")
