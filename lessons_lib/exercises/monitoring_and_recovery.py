@@ -24,7 +24,7 @@ def save_whole(name, data):
         safe at once, but it makes the text no safer than it was.
     A crash may come after each operation. What was written and not flushed is then cut off in the middle, under
     whatever name it has. After a crash the file `name` has to hold all of the old data or all of the new, and after
-    the last operation the new. Three operations are enough, and more are refused.
+    the last operation the new. Three operations are enough, and more are refused. Other names of files are free.
     """
     beside = name + ".partial"
     return [("write", beside, data), ("flush", beside), ("rename", beside, name)]
@@ -139,7 +139,7 @@ def whole_steps(save_s, restart_s, mean_between_s, step_s, max_steps):
     save_s: seconds that a checkpoint takes.
     restart_s: seconds from a failure until training goes on.
     mean_between_s: seconds from one failure to the next, on average.
-    step_s: seconds of a step.
+    step_s: seconds of a step. max_steps: the largest answer that is allowed.
 
     A second of training costs, on average: save_s / t for saving, t / 2 / mean_between_s for what is done again, and
     restart_s / mean_between_s for starting again; t is the time of an interval in seconds, training alone. Of two
@@ -215,7 +215,7 @@ whole_steps = Exercise(
 
 
 def rows_after(order, num_steps_done, batch_size, world_size):
-    """Return a list with an entry for each rank: the list of its rows in each step that is left of the epoch.
+    """Return a list with an entry for each rank: for each step that is left of the epoch the list of its rows.
 
     order: the rows of the epoch in the order in which they are used, a list; a row may come more than once. A step
         takes the next `batch_size` of them, all ranks together; the last step takes what is left.

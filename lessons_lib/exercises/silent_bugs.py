@@ -87,6 +87,10 @@ def _nan(tensor):
     tensor[0, 1] = float("nan")
 
 
+def _one_record(right, values, limit):
+    return [(3, "x", torch.tensor(right))], [[(3, "x", torch.tensor(value))] for value in values], limit
+
+
 def _parting_cases():
     everywhere = [(rank, number, _double) for rank in range(3) for number in (2, 3)]
     return [
@@ -113,6 +117,15 @@ def _parting_cases():
         ),
         ([(4, "loss", torch.tensor([-2.0]))], [[(4, "loss", torch.tensor([-2.25]))]], 0.25),
         ([(4, "x", torch.tensor([0.125, 4.0]))], [[(4, "x", torch.tensor([0.125, 4.5]))]], 0.25),
+        _one_record([1.0, 1000.0], [[1.5, 1000.0]], 0.01),
+        _one_record([1.0, 1.0, 1.0, 1.0], [[1.0, 1.0, 1.0, 1.25]], 0.125),
+        _one_record([1.0], [[2.0], [float("nan")]], 1e-8),
+        _one_record([1.0], [[float("inf")], [1.0]], 1e-8),
+        (
+            [(0, "z", torch.ones(1)), (0, "a", torch.ones(1)), (1, "a", torch.ones(1))],
+            [[(0, "z", torch.zeros(1)), (0, "a", torch.zeros(1)), (1, "a", torch.tensor([float("nan")]))]],
+            1e-8,
+        ),
         ([], [[], []], 1e-8),
     ]
 
@@ -148,13 +161,14 @@ first_parting = Exercise(
 
 
 def kind_of(values, right):
-    """Return what is wrong with a tensor, in one of five words: None, "nan", "ranks differ", "a factor" or "other".
+    """Return what is wrong with a tensor, as one of five values: None, "nan", "ranks differ", "a factor" or "other".
 
     values: the tensor of each rank, a list. right: that of one process, with at least one number that is not 0.
     None: all are equal to `right`, within 1e-6 of its largest number.
     "nan": a rank has nan. This comes before all that follows.
-    "ranks differ": not all ranks have the same tensor, within the same limit.
-    "a factor": all have `right` times one number, within 1e-6 of the largest number of what they have.
+    "ranks differ": not all ranks have the same tensor as rank 0, within the same limit.
+    "a factor": all have `right` times one number, which may be negative or 0, within 1e-6 of the largest number of
+        what they have.
     "other": anything else.
     """
     limit = 1e-6 * right.abs().max()
@@ -223,6 +237,8 @@ def _kind_cases():
         ([1e6 * right + 0.5] * 2, right),
         ([1e6 * right + 1e3] * 2, right),
         ([1e3 * right + 1e-4] * 2, 1e3 * right),
+        ([torch.tensor([-1.0, -2.0])] * 2, torch.tensor([-1.0, -2.0])),
+        ([torch.tensor([0.0, 1.0]), torch.tensor([2.0, 3.0])], torch.tensor([1.0, 2.0])),
         ([1e-5 * right, 1e-5 * right + 5e-7], right),  # alike beside `right`, and the second is no factor
         ([1e-5 * right + 5e-7, 1e-5 * right], right),
         ([torch.tensor([1e6, 1.0])] * 2, torch.tensor([1e6, 0.0])),  # just within the limit
@@ -310,6 +326,7 @@ doubled_and_lost = Exercise(
         ([[], []], 2),
         ([], 0),
         ([[[0]]], 1),
+        ([[[0, 1]]], 12),
     ],
     [_by_length, _within_a_rank, _within_a_step],
     [
