@@ -4,14 +4,14 @@ A rank beats when it has done a step, so a rank that lives but does nothing fall
 beats of a rank that has died can still be read, and nobody waits for them.
 """
 
-import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
+from .. import journal
 from ..errors import check_whole
 from ..parallel.wrapped import check_communicator
 
@@ -57,9 +57,9 @@ class Heart:
             heart.beat(step + 1, samples=len(x))
 
     Args:
-        folder: made if it is not there; of several machines, one that all see.
+        folder: of this run alone, made if it is not there; of several machines, one that all see.
         comm: `Communicator`; the rank is called by its number in the launch.
-        every_s: how far apart two beats are at least; a beat costs about 0.1 ms.
+        every_s: how far apart two beats are at least.
 
     Raises:
         TypeError, ValueError: an argument is not what is said above.
@@ -85,9 +85,8 @@ class Heart:
         if now_s - self._last_s < self.every_s:
             return
         self._last_s, cpu = now_s, self._process.cpu_percent() / 100
-        beat = Beat(self.rank, now_s, int(step), self._samples, cpu, self._process.memory_info().rss)
-        with self._path.open("a", encoding="utf-8") as file:  # one small write: a reader sees it whole or not at all
-            file.write(json.dumps(asdict(beat)) + "\n")
+        memory_bytes = self._process.memory_info().rss
+        journal.note(self._path, Beat(self.rank, now_s, int(step), self._samples, cpu, memory_bytes))
 
 
 def beats(folder):
@@ -100,8 +99,7 @@ def beats(folder):
         raise FileNotFoundError(f"folder={str(folder)!r}: there is no such folder")
     found = {}
     for path in Path(folder).glob(FILES):
-        lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-        told = [Beat(**json.loads(line)) for line in lines if line.endswith("\n")]
+        told = journal.notes(path, Beat)
         if told:
             found[told[0].rank] = told
     return dict(sorted(found.items()))
