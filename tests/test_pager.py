@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 from left_behind import nothing_is_left_behind  # noqa: F401
 
-from lessons_lib import launch, show
+from lessons_lib import show
 from lessons_lib.pager import (
     KINDS,
     Job,
@@ -207,6 +207,8 @@ def test_goodput_is_the_time_of_the_steps_that_counted():
         (lambda: Job(pace_s=-1), "pace_s=-1"),
         (lambda: Job(policy=3), "policy is a int"),
         (lambda: page(3), "job is a int"),
+        (lambda: page_torchrun(3), "job is a int"),
+        (lambda: page_torchrun(Job(type("Mine", (Policy,), {})())), "policy is a Mine: under torchrun a Policy itself"),
         (lambda: rehearse(Job()), "a rehearsal needs kinds without 'slow'"),
         (lambda: rehearse(Job(Policy(copy_every=5), kinds=("kill",))), "copy_every=0"),
         (lambda: goodput(0, 1, 1), "interval=0"),
@@ -223,4 +225,3 @@ def test_what_does_not_fit_is_named(make, words):
 def test_a_folder_is_left_as_it_is_asked(tmp_path):
     page(Job(Policy(), num_steps=3, mean_between=math.inf), world_size=1, folder=tmp_path / "run")
     assert {path.name for path in (tmp_path / "run").iterdir()} == {"beats", "checkpoints", "diary-0.jsonl"}
-    assert launch(lambda comm: comm.rank, world_size=1) == [0]

@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import asdict, replace
 
+from .job import Job, Policy
 from .page import in_folder, score, undisturbed
 
 JOB, WEIGHTS = "job.json", "weights.json"
@@ -21,7 +22,14 @@ def page_torchrun(job, world_size=4, folder=None):
         job: a `Job`, whose policy is a `Policy` itself.
         world_size: how many ranks.
         folder: as for `page`.
+
+    Raises:
+        TypeError: `job` is something else, or its policy is of a subclass, which no file can tell to other processes.
     """
+    if not isinstance(job, Job):
+        raise TypeError(f"job is a {type(job).__name__}: a Job is needed")
+    if type(job.policy) is not Policy:
+        raise TypeError(f"policy is a {type(job.policy).__name__}: under torchrun a Policy itself is needed")
     with in_folder(folder) as place:
         expected = undisturbed(job)
         (place / JOB).write_text(json.dumps(asdict(replace(job, is_elastic=False))), encoding="utf-8")
