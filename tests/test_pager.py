@@ -107,6 +107,29 @@ def test_a_checkpoint_that_was_poisoned_is_not_believed():
 
 
 @posix
+def test_a_checkpoint_that_was_poisoned_is_not_believed_by_fewer_ranks():
+    """The seed: a bit flips, a checkpoint of all ranks is written, and one of them dies without a spare."""
+    policy = Policy(save_every=5, compare_every=40, spares=0)
+    job = next(job for seed in range(500) if _flips_then_kills(job := Job(policy, seed, 40, kinds=("flip", "kill"))))
+    score = page(job, timeout_s=60)
+    assert score.is_right and counts(score) == counts(rehearse(job))
+
+
+def _flips_then_kills(job):
+    """Whether the first flip comes before a checkpoint, and a kill after that."""
+    struck = [
+        (clock, found.kind)
+        for clock in range(40)
+        if (found := incident_at(clock, job.seed, job.mean_between, job.kinds))
+    ]
+    return (
+        [kind for _, kind in struck[:2]] == ["flip", "kill"]
+        and len(struck) == 2
+        and struck[0][0] // 5 < struck[1][0] // 5
+    )
+
+
+@posix
 def test_copies_in_memory_are_enough_where_the_disk_is_lost():
     policy = Policy(save_every=0, copy_every=5, compare_every=5, spares=9)
     score = page(Job(policy, 9, num_steps=40, kinds=("kill", "disk")))

@@ -198,20 +198,24 @@ class Worker:
                     return step, self._forget_copies
             except RuntimeError:  # more ranks are lost than there are copies
                 self._forget_copies()
-        try:
-            step = self._checkpoints().load(self.task.state)
+        while True:
+            try:
+                step = self._checkpoints().load(self.task.state)
+            except BrokenCheckpoint:
+                step = None
+            except ValueError:  # the replicas differed when it was kept, and some of these ranks are gone
+                self._forget_newest()
+                continue
             if step is not None:
-                return step, lambda: self._forget(step)
-        except BrokenCheckpoint:
-            pass
-        self.task.begin()
-        return 0, None
+                return step, self._forget_newest
+            self.task.begin()
+            return 0, None
 
     def _forget_copies(self):
         self.copies = PeerCopies(self.comm)
 
-    def _forget(self, step):
+    def _forget_newest(self):
         self.comm.barrier()
         if self.comm.rank == 0:
-            shutil.rmtree(self.folder / "checkpoints" / f"step-{step:012d}")
+            shutil.rmtree(max(self.folder.glob("checkpoints/step-*")))
         self.comm.barrier()
