@@ -46,6 +46,8 @@ def main(arguments=None):
             benchmarks.save(rows, options.save, command)
         return 0
     if options.command == "monitor":
+        if not Path(options.folder).is_dir():
+            parser.error(f"{options.folder}: there is no such folder")
         return _watch(options.folder, options.once)
     print(report([measure(device) for device in probe()]), flush=True)
     folder = Path(__file__).resolve().parent.parent / "notebooks"

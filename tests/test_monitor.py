@@ -111,6 +111,12 @@ def test_the_command_shows_the_report(tmp_path, capsys):
     assert capsys.readouterr().out.splitlines()[1].split()[:2] == ["5", "7"]
 
 
+def test_the_command_refuses_a_folder_that_is_not_there(tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["monitor", str(tmp_path / "none")])
+    assert "none: there is no such folder" in capsys.readouterr().err
+
+
 def test_where_there_is_nothing_a_report_says_so(tmp_path):
     assert len(report(tmp_path).splitlines()) == 1
     with pytest.raises(FileNotFoundError, match="there is no such folder"):

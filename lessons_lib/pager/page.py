@@ -6,7 +6,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from ..errors import RankFailed
+from ..errors import CollectiveMismatch, RankFailed
 from ..launch import launch
 from .diary import read_diaries
 from .job import Job
@@ -36,8 +36,8 @@ def page(job, world_size=4, folder=None, timeout_s=TIMEOUT_S):
         try:
             results = launch(partial(work, job=job, folder=str(place)), world_size=world_size, **elastic)
             found, refused = [weights for weights in results if weights is not None], ""
-        except RankFailed as error:
-            found, refused = [], error.reason
+        except (CollectiveMismatch, RankFailed) as error:
+            found, refused = [], str(error).splitlines()[0]
         return score(job, place, all(weights == expected for weights in found), refused)
 
 

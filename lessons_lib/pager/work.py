@@ -1,13 +1,9 @@
 """What each rank of a run on the pager does: train, be struck, go back, go on (lesson 21)."""
 
-import os
 import shutil
-import signal
 import statistics
 import time
 from pathlib import Path
-
-import torch
 
 from ..checkpoint import BrokenCheckpoint, Checkpoints, PeerCopies
 from ..checkpoint.packing import pack
@@ -17,6 +13,7 @@ from ..parallel.objects import share_objects
 from ..trace import now_s
 from .diary import Diary
 from .incidents import incident_at
+from .strikes import STRIKES
 from .task import NUM_PARTS, ROWS, Task
 
 SLOW_DOWN = 4.0  # a slow rank takes so many times as long
@@ -63,7 +60,7 @@ class Worker:
                 self._step(step)
             step += 1
             if flip:
-                self._flip(flip)
+                STRIKES["flip"](self, flip)
             if self.policy.compares(step, self.job.num_steps):
                 self._compare(step)
             self._keep(step)
@@ -85,7 +82,7 @@ class Worker:
             self.diary.note(incident.kind, step)  # before it strikes, so that the clock is not set back
             if incident.kind == "flip":
                 return incident
-            getattr(self, f"_{incident.kind}")(incident)
+            STRIKES[incident.kind](self, incident)
         if incident is not None and incident.kind == "disk":
             self.comm.barrier()  # nobody goes on to save while the disk is being lost
         return None
@@ -110,31 +107,6 @@ class Worker:
         own_rank = self.comm.ranks[self.comm.rank]
         if self.policy.evicts(self.slow_for.get(own_rank, 0)):
             raise Evicted(f"{self.slow_for[own_rank]} steps in a row took more than {IS_SLOW:g} times the median")
-
-    # --- what strikes ------------------------------------------------------------------------------------------------
-
-    def _kill(self, incident):
-        os.kill(os.getpid(), signal.SIGKILL)
-
-    def _stop(self, incident):
-        os.kill(os.getpid(), signal.SIGSTOP)
-
-    def _slow(self, incident):
-        self.slow_until = self.diary.clock + incident.number
-
-    def _flip(self, incident):
-        parameters = list(self.task.net.parameters())
-        parameter = parameters[incident.number % len(parameters)].data.view(-1).view(torch.int64)
-        parameter[incident.number % len(parameter)] ^= 1 << incident.number % 52
-
-    def _disk(self, incident):
-        for folder in self.folder.glob("checkpoints/step-*"):
-            shutil.rmtree(folder)
-
-    def _message(self, incident):
-        """This rank finds that it cannot deliver its part of the next call, and says so instead."""
-        if self.comm.world_size > 1:
-            self.comm.tell("a message could not be delivered", [])
 
     # --- what a policy does ------------------------------------------------------------------------------------------
 
