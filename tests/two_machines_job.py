@@ -17,6 +17,12 @@ NUM_STEPS, VOCABULARY, CONTEXT = 5, 13, 6
 SCHEDULES = {"ring": ring(4), "hierarchical": hierarchical(4, 2)}
 
 
+def say(words):
+    """Print a line whole: where the ranks of a machine share its output, a line and its end may else be parted."""
+    sys.stdout.write(f"{words}\n")
+    sys.stdout.flush()
+
+
 def gpt():
     torch.manual_seed(0)
     return GPT(VOCABULARY, 8, num_layers=4, num_heads=2, context=CONTEXT, tied=False).double()
@@ -36,7 +42,7 @@ def all_reduce(schedule, numel):
         total = torch.full((int(numel),), comm.rank + 1.0)
         comm.all_reduce(total)
         assert torch.equal(total, torch.full_like(total, 10.0))
-        print(f"rank {comm.rank} sent {comm.ledger.bytes_sent} bytes")
+        say(f"rank {comm.rank} sent {comm.ledger.bytes_sent} bytes")
 
 
 def train(folder, dies):
@@ -58,7 +64,7 @@ def train(folder, dies):
             checkpoints.save(step + 1, state)
         weights = {name: p for stage in net.stages.values() for name, p in stage.named_parameters()}
         torch.save(weights, f"{folder}/end-{comm.rank}.pt")
-        print(f"rank {comm.rank} began at {first}, start {comm.restart_count}")
+        say(f"rank {comm.rank} began at {first}, start {comm.restart_count}")
 
 
 def train_copies(folder):
@@ -70,7 +76,7 @@ def train_copies(folder):
         first = checkpoints.load(state) or 0
         for step in range(first, NUM_STEPS):
             if step == 3 and comm.restart_count == 0 and comm.rank >= 2:
-                print("step 3", flush=True)
+                say("step 3")
                 signal.pause()
             x, y = (part.chunk(comm.world_size)[comm.rank] for part in data(step))
             optimizer.zero_grad()
@@ -78,7 +84,7 @@ def train_copies(folder):
             optimizer.step()
             checkpoints.save(step + 1, state)
         torch.save(net.module.state_dict(), f"{folder}/end-{comm.rank}.pt")
-        print(f"rank {comm.rank} of {comm.world_size} began at {first}")
+        say(f"rank {comm.rank} of {comm.world_size} began at {first}")
 
 
 if __name__ == "__main__":

@@ -121,8 +121,13 @@ def _same_error(left, right):
     """Whether two values are the same error; which of the ranks that wait for each other are named is chance."""
     if getattr(left, "type_name", "") != "CollectiveMismatch" or not isinstance(right, Raised):
         return left == right
-    calls = (re.sub(r"\d+", "", error.message.split(";")[0]) for error in (left, right))
-    return left.type_name == right.type_name and next(calls) == next(calls)
+    return left.type_name == right.type_name and _first_call(left.message) == _first_call(right.message)
+
+
+def _first_call(message):
+    """What the first rank that waits is said to do, without numbers; a rank at its end is named by chance."""
+    calls = re.sub(r"\d+|the ranks disagree: ", "", message).split("; ")
+    return next((call for call in calls if not call.endswith("return from the function")), calls[0])
 
 
 def amount(number):

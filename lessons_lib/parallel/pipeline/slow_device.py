@@ -25,8 +25,8 @@ def emulate_device(comm, cost_s):
 
     @contextmanager
     def paced(label="compute"):
-        start_s = time.perf_counter()
         with compute(label):
+            start_s = time.perf_counter()  # within the span, which then lasts at least `cost_s`
             yield
             left_s = cost_s.get(label.partition(" ")[0], 0.0) - (time.perf_counter() - start_s)
             time.sleep(max(0.0, left_s))
