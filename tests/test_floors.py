@@ -9,12 +9,12 @@ import pytest
 PACKAGE = "lessons_lib"
 NOTEBOOKS, ROOT = 5, 3  # the floor of the lessons; of `import lessons_lib` itself, which offers launch and connect
 FLOORS = {
-    **dict.fromkeys(("autograd", "data", "devices", "errors", "losses", "memory", "models"), 0),
-    **dict.fromkeys(("journal", "optim", "shards", "trace", "trace_events", "waits"), 0),
+    **dict.fromkeys(("autograd", "compress", "data", "devices", "errors", "losses", "memory", "models"), 0),
+    **dict.fromkeys(("journal", "optim", "privacy", "shards", "trace", "trace_events", "waits"), 0),
     "schedules": 0.5,
     "comm": 1,
     **dict.fromkeys(("checkpoint", "cost", "monitor", "parallel"), 2),
-    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "pager", "__main__"), 3),
+    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "pager", "serve", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }
 WITHOUT_TORCH = "schedules"  # and all that it imports
