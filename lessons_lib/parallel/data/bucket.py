@@ -12,6 +12,7 @@ class Bucket:
         parameters: whose gradients; all of one dtype. None if the bucket holds nothing but flags.
         comm: `Communicator`.
         num_flags: how many numbers more travel behind the gradients.
+        index: its place among the buckets of a model.
 
     Attributes:
         flat: all of it, 1-D, in memory that collectives reduce in place.
@@ -22,7 +23,8 @@ class Bucket:
         weight: what this rank's gradients count in this pass.
     """
 
-    def __init__(self, parameters, comm, num_flags):
+    def __init__(self, parameters, comm, num_flags, index=0):
+        self.index = index
         numel = sum(parameter.numel() for parameter in parameters)
         self.flat = comm.buffer(numel + num_flags, parameters[0].dtype if parameters else torch.float32)
         self.gradients, self.flags = self.flat[:numel], self.flat[numel:]
@@ -69,4 +71,5 @@ def make_buckets(parameters, comm, cap_bytes, num_flags):
         size_bytes += parameter.nbytes
     if groups[-1][0].dtype not in FLAG_DTYPES:
         groups.append([])
-    return [Bucket(group, comm, num_flags if group is groups[-1] else 0) for group in groups]
+    flags = [0] * (len(groups) - 1) + [num_flags]
+    return [Bucket(group, comm, *each, index) for index, (group, *each) in enumerate(zip(groups, flags, strict=True))]

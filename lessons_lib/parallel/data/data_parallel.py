@@ -35,6 +35,9 @@ class DataParallel(nn.Module):
         broadcast_buffers: take over rank 0's buffers (batch norm statistics) before each forward pass in training.
         batch_dim: along which dimension of the tensors given to `forward` the n_k samples lie; 0 if None. Must be
             given for modules with `batch_first=False` inside.
+        hook: called as `hook(bucket, comm)` for each bucket in place of its all-reduce, in the same order on all ranks;
+            it leaves the sum over ranks of `bucket.gradients` there. Those of `lessons_lib.compress` send less
+            (lesson 24). What it keeps between steps (`state_dict`) is kept by a `Checkpoints` too.
 
     Attributes:
         module: the wrapped module.
@@ -73,15 +76,17 @@ class DataParallel(nn.Module):
         weight_by_batch=True,
         broadcast_buffers=True,
         batch_dim=None,
+        hook=None,
     ):
         super().__init__()
-        _check_options(module, comm, bucket_cap_mb, batch_dim)
+        _check_options(module, comm, bucket_cap_mb, batch_dim, hook)
         if weight_by_batch and batch_dim is None:
             _check_batch_first(module)
         self.module, self.comm, self.broadcast_buffers = module, comm, broadcast_buffers
         overlap = comm.transport.waits_on_wire if overlap is None else overlap
         self._options = f"{bucket_cap_mb:g} MB, {overlap=}, {weight_by_batch=}, {broadcast_buffers=}, {batch_dim=}"
-        self._reducer = Reducer(comm, bucket_cap_mb * 1e6, overlap, weight_by_batch)
+        self._options += f", hook={_told(hook)}" * (hook is not None)
+        self._reducer = Reducer(comm, bucket_cap_mb * 1e6, overlap, weight_by_batch, hook)
         self._adopt()
         self._counter, self._takes_weight = SampleCounter(module, self._reducer, batch_dim or 0), takes_weight(module)
         shards = _find_shards(module, weight_by_batch, batch_dim or 0)
@@ -141,11 +146,14 @@ class DataParallel(nn.Module):
 
     def run_state(self):
         """What the last bits of the next step depend on beside the weights; a `Checkpoints` keeps it (lesson 21)."""
-        return {"unit": self._reducer.unit}
+        keeps = hasattr(self._reducer.hook, "state_dict")
+        return {"unit": self._reducer.unit} | ({"hook": self._reducer.hook.state_dict()} if keeps else {})
 
     def load_run_state(self, state):
         """Go on as the run did that gave `state`, bit for bit."""
         self._reducer.unit = state["unit"]
+        if "hook" in state:
+            self._reducer.hook.load_state_dict(state["hook"])
 
     def __reduce__(self):
         raise TypeError(
@@ -154,13 +162,22 @@ class DataParallel(nn.Module):
         )
 
 
-def _check_options(module, comm, bucket_cap_mb, batch_dim):
+def _check_options(module, comm, bucket_cap_mb, batch_dim, hook):
     check_module(module)
     check_communicator(comm)
     if not isinstance(bucket_cap_mb, Real) or not bucket_cap_mb > 0:
         raise ValueError(f"bucket_cap_mb={bucket_cap_mb!r}: more than 0 MB are needed")
+    if hook is not None and not callable(hook):
+        raise TypeError(f"hook is a {type(hook).__name__}: a function hook(bucket, comm), or None, is needed")
     if batch_dim is not None and (not isinstance(batch_dim, Integral) or batch_dim < 0):
         raise ValueError(f"batch_dim={batch_dim!r}: a dimension, 0 or more, is needed")
+
+
+def _told(hook):
+    """What ranks compare of a hook: its kind and its settings, as far as these are plain."""
+    settings = {name: value for name, value in getattr(hook, "__dict__", {}).items() if not name.startswith("_")}
+    plain = {name: value for name, value in settings.items() if isinstance(value, int | float | str)}
+    return f"{getattr(hook, '__name__', type(hook).__name__)}{plain or ''}"
 
 
 def _check_module(module, comm):

@@ -21,6 +21,7 @@ class Reducer:
         cap_bytes: about how many bytes of gradients travel together; the last parameters' go first.
         overlap: whether buckets are reduced in a thread while the backward pass goes on.
         weight_by_batch: False: every n_k is 1.
+        hook: `hook(bucket, comm)` adds up `bucket.gradients` over all ranks in place of an all-reduce, or None.
 
     Attributes:
         is_synced: whether gradients of forward passes from now on are to be averaged, or add up on this rank.
@@ -28,8 +29,9 @@ class Reducer:
         is_released: whether it has let go of its parameters, because another one watches them.
     """
 
-    def __init__(self, comm, cap_bytes, overlap, weight_by_batch):
+    def __init__(self, comm, cap_bytes, overlap, weight_by_batch, hook=None):
         self.comm, self._cap_bytes, self._overlap, self.weight_by_batch = comm, cap_bytes, overlap, weight_by_batch
+        self.hook = hook
         self.is_synced, self.is_released, self._handles = True, False, []
         self._token, self.unit, self._number = _nothing, comm.world_size, 0
         self._kept, self._differentiated = [], []
@@ -190,9 +192,14 @@ class Reducer:
         bucket = self._buckets[self._next]
         if bucket.weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
             bucket.gradients.zero_()
+        self._next += 1
+        if self.hook is not None:
+            self.hook(bucket, self.comm)
+            if len(bucket.flags):
+                self.comm.all_reduce(bucket.flags)
+            return
         # Ranks agreed on the buckets when they were made, and the flags tell whether they are in the same pass.
         bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op, is_agreed=True)
-        self._next += 1
 
     def _rescale(self, num_samples):
         """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
