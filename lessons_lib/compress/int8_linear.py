@@ -39,12 +39,12 @@ class Int8Linear(nn.Module):
     def forward(self, x):
         """(…, in) to (…, out)."""
         if self.largest_input is None:
-            return functional.linear(x, self.values * self.scale, self.bias)
+            return functional.linear(x, (self.values * self.scale).to(x.dtype), self.bias)
         rounded = quantize(x, largest=self.largest_input)
         rows = rounded.values.reshape(-1, self.in_features)
         sums = torch._int_mm(rows, self.values.T) if len(rows) else rows.new_zeros(0, self.out_features)
         y = sums * (rounded.scale * self.scale.flatten())
-        y = y.reshape(*x.shape[:-1], self.out_features)
+        y = y.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return y if self.bias is None else y + self.bias
 
     def extra_repr(self):

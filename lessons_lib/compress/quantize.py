@@ -13,7 +13,8 @@ class Quantized:
 
     Attributes:
         values: int8, in the shape of the tensor.
-        scale: the size of one step, in the dtype of the tensor; a number, or one per slice in a shape that broadcasts.
+        scale: the size of one step, float32, or float64 for such a tensor: one number, or one for each slice, in a
+            shape that broadcasts.
     """
 
     values: torch.Tensor
@@ -49,9 +50,8 @@ def quantize(x, dim=None, largest=None):
     Source: Jacob et al., Quantization and Training of Neural Networks (2018), §2.1, with zero-point 0.
     """
     if not isinstance(x, torch.Tensor) or not x.is_floating_point():
-        raise TypeError(
-            f"x is {x.dtype if isinstance(x, torch.Tensor) else type(x).__name__}: a float tensor is needed"
-        )
+        raise TypeError(f"x is {getattr(x, 'dtype', type(x).__name__)}: a float tensor is needed")
+    x = x.float() if x.itemsize < 4 else x  # 127 steps and their size need more digits than half precision has
     if largest is None:
         others = [d for d in range(x.dim()) if dim is None or d != dim % x.dim()]
         largest = x.abs().amax(others, keepdim=dim is not None) if x.numel() else x.new_zeros(())

@@ -54,8 +54,8 @@ class DataParallel(nn.Module):
         CollectiveMismatch: the ranks' modules or options differ.
 
     Communication: one all-reduce of the gradients a backward pass, and as many numbers more as there are parameters,
-    plus 4. For half precision one more of a single number; two more of few numbers where the lengths of several
-    inputs, or of several forward passes, differ.
+    plus 4. For half precision, and with a hook, one more of a single number; two more of few numbers where the lengths
+    of several inputs, or of several forward passes, differ.
 
     Differs from torch's DDP: parameters without a gradient need no flag, and keep `grad` None if no rank has one;
     uneven shards are weighted; `net.module(x)` counts as `net(x)` does; several backward passes may go through one

@@ -51,7 +51,7 @@ class Reducer:
         self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs.values()]
         self._bucket_of = {key: bucket for bucket in self._buckets for key in bucket.pairs}
         self._flags = self._buckets[-1].flags
-        self._is_exact = all(bucket.flat.dtype in FLAG_DTYPES for bucket in self._buckets)
+        self._is_exact = self.hook is None and all(bucket.flat.dtype in FLAG_DTYPES for bucket in self._buckets)
         hook = Hook(self, Reducer._ready)
         self._handles += [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
 
@@ -178,11 +178,11 @@ class Reducer:
 
     def _open(self, sizes):
         """The first gradient of this pass is put into its bucket: weigh it by the first forward pass."""
-        self._next, num_samples = 0, sizes[0]
-        if not self._is_exact:  # in half precision, weights above 1 would soon be too large
+        self._next, num_samples, self._has_samples = 0, sizes[0], True
+        if not self._is_exact:  # weights above 1 would soon be too large for half precision, and a hook needs the mean
             total = torch.tensor([num_samples], dtype=torch.float64)
             self.comm.all_reduce(total)
-            self.unit = total.item() or self.unit
+            self.unit, self._has_samples = total.item() or self.unit, total.item() > 0
         for bucket in self._buckets:
             bucket.open(num_samples / self.unit)
         grads = [parameter.grad for parameter, _ in self._pairs] if num_samples == 0 else []
@@ -193,7 +193,7 @@ class Reducer:
         if bucket.weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
             bucket.gradients.zero_()
         self._next += 1
-        if self.hook is not None:
+        if self.hook is not None and self._has_samples:
             self.hook(bucket, self.comm)
             if len(bucket.flags):
                 self.comm.all_reduce(bucket.flags)
