@@ -55,6 +55,7 @@ def test_weights_are_the_whole_numbers_that_torch_takes():
 def test_zeros_tiny_numbers_and_nothing_are_ordinary_and_what_is_not_finite_is_refused():
     assert quantize(torch.zeros(3)).dequantize().tolist() == [0, 0, 0]
     assert quantize(torch.zeros(0)).values.shape == (0,)
+    assert [quantize(torch.zeros(0, 4), dim).scale.shape for dim in (0, 1, None)] == [(0, 1), (1, 4), ()]
     assert torch.isfinite(quantize(torch.tensor([1e-45, -1e-45])).dequantize()).all()
     assert quantize(torch.tensor([3.0, -0.5]), largest=1.0).values.tolist() == [127, -64]
     for wrong in (math.nan, math.inf):

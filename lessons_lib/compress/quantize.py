@@ -54,7 +54,8 @@ def quantize(x, dim=None, largest=None):
     x = x.float() if x.itemsize < 4 else x  # 127 steps and their size need more digits than half precision has
     if largest is None:
         others = [d for d in range(x.dim()) if dim is None or d != dim % x.dim()]
-        largest = x.abs().amax(others, keepdim=dim is not None) if x.numel() else x.new_zeros(())
+        some = x if x.numel() else x.new_zeros([1 if d in others else size for d, size in enumerate(x.shape)])
+        largest = some.abs().amax(others, keepdim=dim is not None)
     largest = torch.as_tensor(largest, dtype=x.dtype, device=x.device)
     if not (torch.isfinite(largest) & (largest >= 0)).all() or not torch.isfinite(x).all():
         raise ValueError("x and largest: finite numbers are needed, and largest of at least 0")
