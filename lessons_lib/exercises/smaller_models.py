@@ -73,7 +73,7 @@ int8_rows = Exercise(
     ],
     [
         "What should the largest weight of a row become, and what is one step worth then?",
-        "scale = (largest magnitude of the row) / 127. (out, in) by (out,) needs one dimension more: `scales[:, None]`.",
+        "scale = (largest magnitude of the row) / 127. (out, in) by (out,) needs a dimension more: `scales[:, None]`.",
         "`torch.where(largest > 0, largest / 127, torch.ones_like(largest))` gives a row of zeros the scale 1.",
     ],
 )
