@@ -10,7 +10,7 @@ PACKAGE = "lessons_lib"
 NOTEBOOKS, ROOT = 5, 3  # the floor of the lessons; of `import lessons_lib` itself, which offers launch and connect
 FLOORS = {
     **dict.fromkeys(("autograd", "compress", "data", "devices", "errors", "losses", "memory", "models"), 0),
-    **dict.fromkeys(("journal", "optim", "privacy", "shards", "trace", "trace_events", "waits"), 0),
+    **dict.fromkeys(("journal", "optim", "privacy", "shards", "trace", "trace_events", "verdicts", "waits"), 0),
     "schedules": 0.5,
     "comm": 1,
     **dict.fromkeys(("checkpoint", "cost", "monitor", "parallel"), 2),

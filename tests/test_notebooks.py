@@ -29,6 +29,7 @@ from rerun import (
 )
 
 from lessons_lib.exercises import all_exercises
+from lessons_lib.verdicts import VERDICTS, read_trials
 
 NOTEBOOKS = sorted((ROOT / "notebooks").glob("*.ipynb"))
 FOLDERS = r"(?<![\w.])/(?:work|root|home|Users|tmp)/[\w.]|\\(?:Users|home)\\"
@@ -36,9 +37,6 @@ MACHINE = re.compile(FOLDERS + r"|ipykernel_\d+|\b0x[0-9a-f]{8,}\b")
 MAX_BYTES = 1.2e9
 
 FOLDED = {"outputs_hidden": True}
-ON_TRIAL = re.compile(r"### (?:Claims? (\d+(?:(?:, | and )\d+)*)|Beside the claims): .+")
-VERDICTS = ["right", "half right", "misleading", "outdated", "wrong", "open"]
-VERDICT = re.compile(rf"\*Verdict(?: on (\d+))?:\* \*\*({'|'.join(VERDICTS)})\.\*\* \S")
 ARTICLES = "00-start-here.ipynb#The-five-articles"
 
 every_notebook = pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -189,20 +187,6 @@ def test_exercises_are_stubs_each_with_its_check(path):
     assert len(said) == len(stubs) and all(": not attempted." in text for text in said)
 
 
-def verdicts(path):
-    """Pairs (number of the claim, verdict) of all that a lesson puts on trial; the number is "" beside the claims."""
-    found = []
-    for section in re.split(r"^(?=#+ )", prose(path), flags=re.MULTILINE):
-        head = ON_TRIAL.fullmatch(section.partition("\n")[0])
-        numbers = re.findall(r"\d+", head[1] or "") if head else []
-        pairs = VERDICT.findall(section)
-        said = [number for number, _ in pairs]
-        assert said == (numbers if len(numbers) > 1 else [""] * bool(head)), section
-        assert section.count("*Verdict") + section.count("**Verdict") == len(pairs), section
-        found += [("".join(numbers) if len(pairs) == 1 else number, verdict) for number, verdict in pairs]
-    return found
-
-
 @every_notebook
 def test_a_lesson_says_what_claims_are_and_names_an_article_by_its_title_first(path):
     titles = dict(re.findall(r"^- \*\*(S\d)\*\*, \*(.+)\*$", prose(NOTEBOOKS[0]), re.MULTILINE))
@@ -218,13 +202,13 @@ def test_a_lesson_says_what_claims_are_and_names_an_article_by_its_title_first(p
 
 
 def test_every_claim_that_a_lesson_names_has_one_verdict():
-    given = [number for path in NOTEBOOKS for number, _ in verdicts(path) if number]
+    given = [str(trial.number) for trial in read_trials(ROOT / "notebooks") if trial.number]
     assert len(set(given)) == len(given) > 40
     assert set(re.findall(r"\b[Cc]laims? (\d+)", "".join(map(prose, NOTEBOOKS)))) <= set(given)
 
 
 def test_lesson_00_defines_the_verdicts():
-    assert re.findall(r"^- \*\*([a-z ]+)\*\*: ", prose(NOTEBOOKS[0]), re.MULTILINE) == VERDICTS
+    assert re.findall(r"^- \*\*([a-z ]+)\*\*: ", prose(NOTEBOOKS[0]), re.MULTILINE) == list(VERDICTS)
 
 
 @every_notebook
