@@ -14,6 +14,8 @@ import pytest
 from playwright.sync_api import Error, sync_playwright
 from rerun import ROOT
 
+from lessons_lib import show
+
 LESSONS = sorted(path.name for number in ("00", "11") for path in (ROOT / "notebooks").glob(f"{number}-*.ipynb"))
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 ARGUMENTS = [
@@ -151,3 +153,24 @@ def test_a_lesson_runs_and_its_controls_change_the_picture(lesson, lab, page, re
 
 def test_the_lessons_to_open_are_there():
     assert len(LESSONS) == 2
+
+
+def test_a_table_is_sorted_by_its_headings(browser):
+    """Numbers as numbers, text as text, what is empty last; by the keyboard too."""
+    numbers, names = [10, 9, None, 100], ["b", "C", "a", "*B2*"]
+    rows = [{"number": number, "name": name} for number, name in zip(numbers, names, strict=True)]
+    page = browser.new_page()
+    page.set_content(show.table(rows, "a table").html())
+
+    def column(k):
+        return [cell.inner_text() for cell in page.locator(f"tbody td:nth-child({k})").all()]
+
+    page.get_by_role("button", name="number").click()
+    assert column(1) == ["9", "10", "100", ""]
+    page.get_by_role("button", name="number").press("Enter")
+    assert column(1) == ["100", "10", "9", ""]
+    assert page.locator("th").first.get_attribute("aria-sort") == "descending"
+    page.get_by_role("button", name="name").click()
+    assert column(2) == ["a", "b", "B2", "C"]
+    assert [head.get_attribute("aria-sort") for head in page.locator("th").all()] == [None, "ascending"]
+    page.close()

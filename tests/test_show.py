@@ -243,6 +243,9 @@ def test_bars_stand_one_after_the_other_with_a_key_and_their_numbers():
     left_and_width = [(bar.get_x(), bar.get_width()) for bar in picture.figure.axes[0].patches]
     assert left_and_width == [(0, 1), (1, 3), (0, 2.5)]
     assert {"a", "b", "latency", "bytes", "  4", "  2.5"} <= words(picture)
+    numbered = show.bars({"a": {"x": 1.5, "y": 0, "z": 20}}, "ms", numbers=True)
+    middles = {text.get_text(): text.get_position()[0] for text in numbered.figure.axes[0].texts}
+    assert middles == {"1.5": 0.75, "20": 11.5, "  21.5": 21.5}
     assert show.bars({"a": 1}, "ms", guess=9).figure.axes[0].get_xlim()[1] > 9
     assert show.bars({"a": 0}, "ms", xlim=(0, 7)).figure.axes[0].get_xlim() == (0, 7)
     for wrong in ({}, [3], {"a": -1}, {"a": np.nan}, {"a": {"b": np.inf}}):
@@ -551,3 +554,39 @@ def test_own_figures_become_pictures(tmp_path):
         show.picture("figure")
     with pytest.raises(ValueError, match="width"):
         show.figure(width=0)
+
+
+def test_a_table_shows_its_cells_and_headings_as_text_with_a_little_markdown():
+    link = "[07](07-x.ipynb#a)"
+    rows = [
+        {"no. <1>": 1, "lesson": link, "why": "`a<b` is *not* **so** & 2*3"},
+        {"no. <1>": None, "lesson": "", "why": ""},
+    ]
+    table = show.table(rows, "All of *them*")
+    data = table._repr_mimebundle_()
+    assert data == {"text/plain": "<Table: All of *them*>", "text/html": table.html()}
+    cells = re.findall(r"<t[hd] [^>]*>(.*?)</t[hd]>", data["text/html"])
+    assert cells[:3] == ["no. &lt;1&gt;", "lesson", "why"]
+    assert cells[3:] == [
+        "1",
+        '<a href="07-x.ipynb#a">07</a>',
+        "<code>a&lt;b</code> is <i>not</i> <b>so</b> &amp; 2*3",
+        "",
+        "",
+        "",
+    ]
+    assert "<button" not in data["text/html"]  # the script makes them: without it there is nothing that does nothing
+
+
+@pytest.mark.parametrize(
+    ("rows", "said"),
+    [
+        ([], "rows="),
+        ({"a": 1}, "rows="),
+        ([{"a": 1}, {"b": 1}], r"rows\[1\] has"),
+        ([{"a": 1, "b": 2}, {"b": 2, "a": 1}], r"rows\[1\]"),
+    ],
+)
+def test_a_table_of_nothing_or_of_unlike_rows_is_refused(rows, said):
+    with pytest.raises((TypeError, ValueError), match=said):
+        show.table(rows, "title")

@@ -17,6 +17,7 @@ from .player import player
 from .schedule import schedule
 from .sequences import lookup, transformer_block, unrolled, weights
 from .style import COLOURS, colour, figure, rank_colour
+from .table import table
 from .timeline import timeline, timelines
 
 __all__ = [
@@ -43,6 +44,7 @@ __all__ = [
     "player",
     "rank_colour",
     "schedule",
+    "table",
     "timeline",
     "timelines",
     "transformer_block",

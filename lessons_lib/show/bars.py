@@ -7,10 +7,10 @@ from matplotlib.patches import Patch
 
 from .labels import draw_guess, key
 from .picture import picture
-from .style import INK, assign_colours, figure
+from .style import HALO, INK, assign_colours, figure
 
 
-def bars(rows, xlabel, title="", *, notes=None, colours=None, guess=None, unit="", xlim=None, ax=None):
+def bars(rows, xlabel, title="", *, notes=None, colours=None, numbers=False, guess=None, unit="", xlim=None, ax=None):
     """Draw a level bar per row, in one piece or in parts one after the other; a `Picture`.
 
     Args:
@@ -19,6 +19,7 @@ def bars(rows, xlabel, title="", *, notes=None, colours=None, guess=None, unit="
         title: the title of the figure.
         notes: {name: what is written behind the bar}; by default the number, or the sum of the parts, in three digits.
         colours: {name or part: a colour, or the name of a thing in `COLOURS`}.
+        numbers: whether each part has its number in it, in three digits; one of 0 has none.
         guess: the learner's number, drawn as a dashed upright line; None or `...` draws none.
         unit: the unit of the guess.
         xlim: (low, high), which a slider's picture needs so that its axis stays still.
@@ -36,6 +37,9 @@ def bars(rows, xlabel, title="", *, notes=None, colours=None, guess=None, unit="
     for y, (name, row) in enumerate(parts.items()):
         ends = np.cumsum([0, *row.values()])
         ax.barh([y] * len(row), row.values(), 0.62, left=ends[:-1], color=[chosen[kind] for kind in row])
+        for middle, number in zip((ends[:-1] + ends[1:]) / 2, row.values(), strict=True):
+            if numbers and number:
+                ax.text(middle, y, f"{number:.3g}", ha="center", va="center", color=INK, path_effects=[HALO])
         ax.text(ends[-1], y, f"  {(notes or {}).get(name, f'{ends[-1]:.3g}')}", va="center", color=INK)
     ax.set(yticks=range(len(rows)), yticklabels=rows, ylim=(len(rows) - 0.5, -0.5), xlabel=xlabel)
     ax.grid(False, axis="y")

@@ -26,8 +26,9 @@ _ALGORITHMS = {"ring": _BLUE, "star": _VERMILION, "tree": _GREEN, "direct": _PUR
 _OPTIMISERS = {"sgd": _BLUE, "momentum": _ORANGE, "rmsprop": _GREEN, "adam": _VERMILION, "adamw": _PURPLE}
 _KINDS = {"compute": _BLUE, "send": _ORANGE, "recv": _SKY, "add": _GREEN, "copy": _PURPLE, "wait": "#B8B8B8"}
 _PASSES = {"forward": _BLUE, "backward": _ORANGE, "input": _ORANGE, "weight": _GREEN}  # of a pipeline
-_OTHERS = {"hierarchical": _SKY, "torch": _SLATE, "guess": "#A3157A"}
-COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _PASSES | _OTHERS
+_VERDICTS = {"right": _GREEN, "half_right": _SKY, "misleading": _ORANGE, "outdated": _PURPLE, "wrong": _VERMILION}
+_OTHERS = {"open": "#B8B8B8", "hierarchical": _SKY, "torch": _SLATE, "guess": "#A3157A"}
+COLOURS = _ALGORITHMS | _OPTIMISERS | _KINDS | _PASSES | _VERDICTS | _OTHERS
 LINE_STYLES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (1, 1)), (0, (8, 2)), (0, (3, 1, 1, 1, 1, 1)))
 MARKERS = "os^DvPX*"
 HALO = patheffects.withStroke(linewidth=3, foreground="white")  # keeps text readable on a line
