@@ -107,8 +107,21 @@ def test_a_trial_is_read_with_all_its_parts(tmp_path):
         tmp_path, text, ("x = 1", ""), "*Verdict:* **half right.** It does\nnot.\n\nMore.\n\n## Next", ("y = 1", "")
     )
     source = "S0 §4.3, S4 §3.2, S2 §9"
-    assert read_trials(tmp_path) == [Trial(7, "it *moves*", "01-x.ipynb", source, "half right", "It does not.", (1,))]
-    assert read_trials(tmp_path)[0].articles == ("S0", "S4", "S2")
+    heading = "Claim 7: it *moves*"
+    (trial,) = read_trials(tmp_path)
+    assert trial == Trial(7, "it *moves*", heading, "01-x.ipynb", source, "half right", "It does not.", (1,))
+    assert trial.articles == ("S0", "S4", "S2")
+    assert trial.link == "01-x.ipynb#Claim-7:-it-moves"
+
+
+def test_a_reason_is_whole_sentences_of_a_line(tmp_path):
+    evidence = "As Li et al. 2016 say, 0.5 is a half. So it is. " + 9 * "And so on, and so on, and so on. "
+    notebook(tmp_path, f"### Claim 7: a\n\nS0 §1.\n\n*Verdict:* **wrong.** {evidence}")
+    reason = read_trials(tmp_path)[0].reason
+    assert evidence.startswith(reason + " ") and reason.endswith(".") and 120 < len(reason) <= 150
+    long = f"{99 * 'on and '}on."
+    notebook(tmp_path, f"### Claim 7: a\n\nS0 §1.\n\n*Verdict:* **wrong.** {long} And so on.")
+    assert read_trials(tmp_path)[0].reason == long
 
 
 def test_claims_of_one_heading_are_told_apart(tmp_path):
@@ -163,7 +176,7 @@ def test_a_folder_without_notebooks_is_refused(tmp_path):
 
 
 def trial_of(*cells):
-    return Trial(1, "a", "01-x.ipynb", "S0 §1", "wrong", "Because it is.", cells)
+    return Trial(1, "a", "Claim 1: a", "01-x.ipynb", "S0 §1", "wrong", "Because it is.", cells)
 
 
 def test_a_trial_runs_with_the_earlier_cells_that_it_needs_and_no_others(tmp_path):

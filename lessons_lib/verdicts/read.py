@@ -4,8 +4,10 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 VERDICTS = ("right", "half right", "misleading", "outdated", "wrong", "open")
+_LINE = 150
 _HEADING = re.compile(r"### (?:Claims? (\d+(?:(?:, | and )\d+)*)|Beside the claims): (.+)")
 _VERDICT = re.compile(rf"\*Verdict(?: on (\d+))?:\* \*\*({'|'.join(VERDICTS)})\.\*\* (?=\S)")
 _TITLED = re.compile(r"\[(S\d), [^\]]*\]\([^)]*\)")  # the first mention of an article in a lesson
@@ -20,6 +22,7 @@ class Trial:
     Attributes:
         number: the number of the claim; None for a statement beside the claims.
         title: the heading, without the numbers.
+        heading: all of the heading, without its marks.
         lesson: the file name of the notebook.
         source: the articles with their sections, "S0 §5.1, S2 §5.1"; "" where no article is named.
         verdict: one of `VERDICTS`.
@@ -29,11 +32,28 @@ class Trial:
 
     number: int | None
     title: str
+    heading: str
     lesson: str
     source: str
     verdict: str
     evidence: str
     cells: tuple[int, ...] = ()
+
+    @property
+    def reason(self):
+        """The first sentence of the evidence, with those after it that fit into a line of `_LINE` letters."""
+        first, *more = re.split(r"(?<=[.!?]) (?=[A-Z*`(])", self.evidence)
+        for sentence in more:
+            if len(first) + len(sentence) >= _LINE:
+                break
+            first += f" {sentence}"
+        return first
+
+    @property
+    def link(self):
+        """The notebook and the heading in it, as a link leads there from a notebook beside it."""
+        words = re.sub(r"[*`$\\]", "", self.heading).split()
+        return f"{self.lesson}#{quote('-'.join(words), safe=':,')}"
 
     @property
     def articles(self):
@@ -91,6 +111,7 @@ def _trials(lesson, text, code):
         Trial(
             number=int(number) if (number := verdict[1] or "".join(numbers)) else None,
             title=head[2],
+            heading=heading.removeprefix("### "),
             lesson=lesson,
             source=_source(text, verdicts, k),
             verdict=verdict[2],

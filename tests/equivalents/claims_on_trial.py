@@ -1,0 +1,3 @@
+"""Mutants of the references that compute the same, and why: see tests/mutants.py."""
+
+equivalent = {}
