@@ -130,12 +130,12 @@ def test_claims_of_one_heading_are_told_apart(tmp_path):
     notebook(
         tmp_path, f"### Claims 1, 2, 3 and 10: four\n\n{intro}\n\n{first}", ("x", ""), "*Verdict on 10:* **wrong.** No."
     )
-    found = [(t.number, t.source, t.verdict, t.evidence) for t in read_trials(tmp_path)]
+    found = [(t.number, t.source, t.title, t.verdict, t.evidence) for t in read_trials(tmp_path)]
     assert found == [
-        (1, "S0 §4.1", "wrong", "So."),
-        (2, "S2 §3.1, §3.2", "right", "Yes."),
-        (3, "S2 §3.1, §3.2", "open", "Who knows."),
-        (10, "S2 §5", "wrong", "No."),
+        (1, "S0 §4.1", "adds", "wrong", "So."),
+        (2, "S2 §3.1, §3.2", "leave out", "right", "Yes."),
+        (3, "S2 §3.1, §3.2", "turn", "open", "Who knows."),
+        (10, "S2 §5", "ends", "wrong", "No."),
     ]
 
 

@@ -8,7 +8,7 @@ _INLINE = [  # of Markdown, after escaping: code, bold, italics, links
     (r"`([^`]+)`", r"<code>\1</code>"),
     (r"\*\*([^*]+)\*\*", r"<b>\1</b>"),
     (r"\*([^*]+)\*", r"<i>\1</i>"),
-    (r"\[([^\]]+)\]\(([^)\s]+)\)", r'<a href="\2">\1</a>'),
+    (r"\[([^\]]+)\]\(((?:[^()\s]|\([^()\s]*\))+)\)", r'<a href="\2">\1</a>'),
 ]
 # The buttons are made by the script, so that a page on which none runs shows none. Cells are compared as numbers where
 # both begin with one, else as text; empty cells come last.

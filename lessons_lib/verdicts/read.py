@@ -8,6 +8,7 @@ from urllib.parse import quote
 
 VERDICTS = ("right", "half right", "misleading", "outdated", "wrong", "open")
 _LINE = 150
+_SAFE = "?/:@!$&'()*+,;="  # what stays as it is in the link to a heading
 _HEADING = re.compile(r"### (?:Claims? (\d+(?:(?:, | and )\d+)*)|Beside the claims): (.+)")
 _VERDICT = re.compile(rf"\*Verdict(?: on (\d+))?:\* \*\*({'|'.join(VERDICTS)})\.\*\* (?=\S)")
 _TITLED = re.compile(r"\[(S\d), [^\]]*\]\([^)]*\)")  # the first mention of an article in a lesson
@@ -21,7 +22,7 @@ class Trial:
 
     Attributes:
         number: the number of the claim; None for a statement beside the claims.
-        title: the heading, without the numbers.
+        title: what is said: the heading without the numbers, or, of claims that share one, the words before "(14)".
         heading: all of the heading, without its marks.
         lesson: the file name of the notebook.
         source: the articles with their sections, "S0 §5.1, S2 §5.1"; "" where no article is named.
@@ -53,7 +54,7 @@ class Trial:
     def link(self):
         """The notebook and the heading in it, as a link leads there from a notebook beside it."""
         words = re.sub(r"[*`$\\]", "", self.heading).split()
-        return f"{self.lesson}#{quote('-'.join(words), safe=':,')}"
+        return f"{self.lesson}#{quote('-'.join(words), safe=_SAFE)}"
 
     @property
     def articles(self):
@@ -110,7 +111,7 @@ def _trials(lesson, text, code):
     return [
         Trial(
             number=int(number) if (number := verdict[1] or "".join(numbers)) else None,
-            title=head[2],
+            title=_title(head[2], text, verdict[1]),
             heading=heading.removeprefix("### "),
             lesson=lesson,
             source=_source(text, verdicts, k),
@@ -120,6 +121,16 @@ def _trials(lesson, text, code):
         )
         for k, verdict in enumerate(verdicts)
     ]
+
+
+def _title(common, text, number):
+    """The title of a trial; of claims that share it, what stands between the last number or sentence and "(14)"."""
+    intro = " ".join(_TITLED.sub(r"\1", text.partition("\n")[2]).split())
+    before, *marked = re.split(rf"\((?:claims? )?{number}\)", intro, maxsplit=1)
+    if not number or not marked:
+        return common
+    words = re.split(r"\((?:claims? )?\d+\)[,;.]? |(?<=[.!?]) (?=[A-Z])", before)[-1].strip()
+    return re.sub(r"^(?:Source )?(?:and )?(?:(?:S\d|[Ii]ts) )?(?:§[\d.]+ (?:and )?)*", "", words)
 
 
 def _evidence(text, verdict):
