@@ -4,6 +4,7 @@ import html
 import re
 
 _CELL = "text-align:left;vertical-align:top;white-space:normal;padding:0.3em 0.7em"
+_HEAD = f"{_CELL};position:sticky;top:0;background:var(--jp-layout-color0, white)"  # stays while the rows scroll
 _INLINE = [  # of Markdown, after escaping: code, bold, italics, links
     (r"`([^`]+)`", r"<code>\1</code>"),
     (r"\*\*([^*]+)\*\*", r"<b>\1</b>"),
@@ -62,7 +63,7 @@ class Table:
 
     def html(self):
         """Return the table as HTML, with the script that sorts it."""
-        heads = "".join(f'<th scope="col" style="{_CELL}">{_inline(name)}</th>' for name in self.rows[0])
+        heads = "".join(f'<th scope="col" style="{_HEAD}">{_inline(name)}</th>' for name in self.rows[0])
         lines = ["".join(f'<td style="{_CELL}">{_inline(cell)}</td>' for cell in row.values()) for row in self.rows]
         body = "\n".join(f"<tr>{line}</tr>" for line in lines)
         caption = f'<caption style="text-align:left">{_inline(self.title)}</caption>'
