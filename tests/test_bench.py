@@ -19,6 +19,7 @@ from lessons_lib.devices import machine_line
         lambda: training.shared_memory_step(training.MODELS[0], 2, 3),
         lambda: training.shared_memory_step(training.MODELS[0], 2, 3, num_busy=2),
         lambda: training.gloo_step(training.MODELS[0], 2, 3),
+        lambda: training.power_sgd_step(training.MODELS[0], 2, 3),
         lambda: training.weak_scaling(training.MODELS[0], 3),
         lambda: training.adam_step(3),
         lambda: messages.simulated_ring((2, 4)),

@@ -69,6 +69,8 @@ def measurements(quick):
         yield partial(training.shared_memory_step, training.MODELS[0], world_size, 40 // few, num_busy=2)
     for work in training.MODELS:
         yield partial(training.gloo_step, work, 2, work.repeats // few)
+    for work in training.MODELS[1:]:
+        yield partial(training.power_sgd_step, work, 2, work.repeats // few)
     for work in training.MODELS:
         yield partial(training.weak_scaling, work, work.repeats // few)
     for world_size in (2, 4):

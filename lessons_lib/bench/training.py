@@ -8,8 +8,10 @@ from functools import partial
 from typing import NamedTuple
 
 import torch
+from torch.distributed.algorithms.ddp_comm_hooks import powerSGD_hook
 from torch.nn.parallel import DistributedDataParallel
 
+from ..compress import PowerSGD
 from ..launch import launch
 from ..losses import cross_entropy
 from ..models import SimpleCNN, mlp
@@ -62,6 +64,24 @@ def gloo_step(work, world_size, repeats):
     ours_s, ddp_s = slowest(launch(fn, world_size=world_size, transport="torch"))
     what = f"step of {work.name} over gloo, batch {work.batch}, {world_size} ranks"
     return [compared(what, "DDP over gloo", ours_s, ddp_s, "<= 1.05", inverse=True)]
+
+
+def power_sgd_step(work, world_size, repeats):
+    """A step with gradients of rank 2 and error feedback, beside DDP with torch's own hook; all over gloo."""
+
+    def with_hook(model):
+        net = DistributedDataParallel(model)
+        state = powerSGD_hook.PowerSGDState(None, matrix_approximation_rank=2, start_powerSGD_iter=2)
+        net.register_comm_hook(state, powerSGD_hook.powerSGD_hook)
+        return net
+
+    def fn(comm):
+        ours = _trainer(work, lambda model: DataParallel(model, comm, hook=PowerSGD(2)))
+        return take_turns(comm, repeats, ours, _trainer(work, with_hook), calls=work.calls)
+
+    ours_s, ddp_s = slowest(launch(fn, world_size=world_size, transport="torch"))
+    what = f"step of {work.name} with PowerSGD, batch {work.batch}, {world_size} ranks"
+    return [compared(what, "DDP, torch's hook, gloo", ours_s, ddp_s, "<= 1.1", inverse=True)]
 
 
 def weak_scaling(work, repeats):

@@ -9,12 +9,12 @@ from lessons_lib.exercises.core import Exercise, edit, on_ranks
 
 
 def int8_rows(weight):
-    """Return (values, scales): whole numbers, and a scale for each row, so that values · scales is about `weight`.
+    """Return (values, scales): whole numbers and a scale for each row; values · scales[:, None] is about `weight`.
 
     weight: float tensor (out, in), in ≥ 1, all finite; it must stay as it is.
     values: int8 (out, in), from -127 to 127: weight / scale, rounded to the nearest (ties as torch.round does).
-    scales: (out,), of the dtype of `weight`: what 1 stands for in each row, so that the number of largest magnitude in
-        the row becomes 127 or -127. A row of zeros has the scale 1.
+    scales: (out,), above 0, of the dtype of `weight`: what 1 stands for in each row, so that the number of largest
+        magnitude in the row becomes 127 or -127. A row of zeros has the scale 1.
     """
     largest = weight.abs().amax(dim=1)
     scales = torch.where(largest > 0, largest / 127, torch.ones_like(largest))
@@ -27,6 +27,7 @@ int8_rows = Exercise(
     [
         (torch.tensor([[1.0, -2.0, 0.5], [100.0, 50.0, -25.0]]),),
         (drawn(7, 12),),
+        (drawn(7, 12, seed=5) * 3,),  # the shape of the case before, with other scales
         (drawn(3, 1, seed=1),),
         (torch.tensor([[0.0, 0.0], [0.0, -3.0], [1e-3, 2e-3]]),),  # a row of zeros, one large number below 0
         (
@@ -92,17 +93,19 @@ def send_largest(gradient, left, k):
     sent: of the same shape, with 0 where nothing is sent. left: what is not sent, 0 where something is.
     """
     whole = gradient + left
-    sent = torch.zeros_like(whole)
     places = whole.abs().flatten().topk(k).indices
-    sent.view(-1)[places] = whole.flatten()[places]
+    flat = torch.zeros(whole.numel(), dtype=whole.dtype)
+    flat[places] = whole.flatten()[places]
+    sent = flat.view(whole.shape)
     return sent, whole - sent
 
 
-def _steps(fn, shape, k, num_steps, dtype):
-    """Several steps, each of which starts from what the answer has left."""
-    left, seen = torch.zeros(shape, dtype=dtype), []
+def _steps(fn, shape, k, num_steps, dtype, size=1.0):
+    """Several steps, each of which starts from what the answer has left; the first with something left already."""
+    left, seen = drawn(*shape, seed=77, dtype=dtype) * size, []
     for step in range(num_steps):
-        given = fn(spread(drawn(*shape, seed=step, dtype=dtype)), left, k)
+        gradient = drawn(*reversed(shape), seed=step, dtype=dtype) * size
+        given = fn(gradient.permute(*reversed(range(len(shape)))), left, k)
         seen.append(given)
         left = given[1]
     return seen
@@ -119,6 +122,10 @@ send_largest = Exercise(
         ((5,), 5, 2, torch.float64),
         ((1,), 1, 2, torch.float32),
         ((0,), 0, 1, torch.float32),
+        ((4, 3), 12, 2, torch.float32),
+        ((30, 40), 500, 1, torch.float32),  # many that are nearly alike
+        ((3, 5), 4, 2, torch.float32, 1e-30),
+        ((3, 5), 4, 2, torch.float64, 1e200),
     ],
     [
         edit(
@@ -169,9 +176,9 @@ def keep_units(w1, b1, w2, num_kept):
     """Return (w1, b1, w2) of the network x → w2 · relu(w1 · x + b1) with fewer hidden units.
 
     w1: (units, in), b1: (units,), w2: (out, units): float tensors, which must stay as they are.
-    num_kept: how many units stay, at least 1: those with the largest products of two norms (square roots of sums of
-        squares), of what goes in (the unit's row of w1 together with its number in b1) and of what goes out (its column
-        of w2). No two products are alike. The units that stay keep their order.
+    num_kept: how many units stay, at least 1. Unit i matters by norm(w1[i] and b1[i] together) · norm(w2[:, i]), where
+        a norm is the square root of the sum of squares; those that matter most stay, in the order that they have. No
+        two matter alike.
     """
     entering = (w1.square().sum(dim=1) + b1.square()).sqrt()
     leaving = w2.square().sum(dim=0).sqrt()
@@ -198,6 +205,7 @@ keep_units = Exercise(
     lambda: [
         _net(4, 3, 2, 2, seed=0),
         _net(12, 5, 7, 5, seed=3),
+        _net(12, 5, 7, 5, seed=33),  # the shapes of the case before, with other units
         _net(7, 7, 7, 3, seed=6),  # square: a row taken for a column fits
         _net(9, 1, 1, 4, seed=12),
         _net(6, 4, 3, 6, seed=15),
@@ -253,10 +261,12 @@ keep_units = Exercise(
 def thin_mean(comm, gradient, q):
     """Return about the mean of `gradient` over all ranks, a (n, m) tensor, having sent two thin matrices.
 
-    comm: the communicator. gradient: this rank's own, (n, m) in float64; it must stay as it is. q: (m, r), the same on
-        all ranks, with r at most n and m; it must stay as it is.
-    With the mean M of all gradients: P = M q, made orthonormal by torch.linalg.qr(P).Q; what is returned is
-        P (Pᵀ M), the same on every rank. Two all-reduces are enough, of thin matrices: (n, r), then (r, m) or (m, r).
+    comm: the communicator; comm.all_reduce(x) adds up x over all ranks, in place, and comm.all_reduce(x, op="mean")
+        averages. gradient: this rank's own, (n, m). q: (m, r), the same on all ranks, with r at most n and m. Both are
+        float64 and must stay as they are.
+    With M, the mean of all gradients: P = M q, made orthonormal by torch.linalg.qr(P).Q; what is returned is
+        P (Pᵀ M), the same on every rank. M q is the mean of all gradient @ q, so that two all-reduces are enough, of
+        thin matrices: (n, r), then (r, m) or (m, r). Bytes and messages are counted.
     """
     p = gradient @ q
     comm.all_reduce(p)
@@ -266,21 +276,34 @@ def thin_mean(comm, gradient, q):
     return p @ back
 
 
-def _thin(comm, fn, n, m, r, turn):
+def _thin(comm, fn, n, m, r, rank, turn):
     seed = 10 * turn + comm.rank
     gradient = spread(drawn(n, m, seed=seed, dtype=torch.float64))
+    if rank is not None:  # all gradients are made of the same few columns and rows
+        columns, rows = drawn(n, rank, seed=1, dtype=torch.float64), drawn(rank, m, seed=2, dtype=torch.float64)
+        gradient = columns @ rows * (comm.rank + 1)
     if comm.rank == 1:
         gradient = gradient * 3
     return fn(comm, gradient, drawn(m, r, seed=99 + turn, dtype=torch.float64))
 
 
-def _thin_on_ranks(fn, world_size, n, m, r):
-    return on_ranks(_thin, fn, n, m, r, world_size=world_size, num_calls=2)
+def _thin_on_ranks(fn, world_size, n, m, r, rank=None):
+    return on_ranks(_thin, fn, n, m, r, rank, world_size=world_size, num_calls=2)
 
 
 thin_mean = Exercise(
     thin_mean,
-    [(2, 12, 8, 2), (4, 12, 8, 1), (3, 7, 11, 3), (1, 5, 6, 2), (6, 12, 18, 2), (2, 4, 4, 4), (2, 1, 9, 1)],
+    [
+        (2, 12, 8, 2),
+        (4, 12, 8, 1),
+        (3, 7, 11, 3),
+        (1, 5, 6, 2),
+        (6, 12, 18, 2),
+        (2, 4, 4, 4),
+        (2, 1, 9, 1),
+        (2, 8, 5, 2, 1),
+        (3, 6, 6, 2, 0),
+    ],
     [
         edit(
             """    p = torch.linalg.qr(p).Q
