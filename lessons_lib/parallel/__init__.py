@@ -10,6 +10,9 @@ from .context.sequence import join_sequence, sequence_positions, share_of_mean, 
 from .copies import lies_on
 from .data.data_parallel import DataParallel
 from .experts import ExpertParallel
+from .federated.federated_averaging import federated_averaging
+from .federated.secure_all_reduce import secure_all_reduce
+from .federated.split import dirichlet_split
 from .local.local_sgd import LocalSGD
 from .local.parameter_server import parameter_server
 from .pipeline.pipeline import PipelineParallel
@@ -40,7 +43,9 @@ __all__ = [
     "average_gradients",
     "clip_grad_norm_",
     "context_parallel",
+    "dirichlet_split",
     "emulate_device",
+    "federated_averaging",
     "full_optimizer_state_dict",
     "full_state_dict",
     "gpt_plan",
@@ -52,6 +57,7 @@ __all__ = [
     "parameter_server",
     "ring_attention",
     "run_tasks",
+    "secure_all_reduce",
     "sequence_positions",
     "share_of_mean",
     "split_layers",

@@ -1,0 +1,1 @@
+"""Training where the data stays: clients that train at home, and sums that hide what each has found (lesson 25)."""
