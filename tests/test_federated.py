@@ -12,7 +12,8 @@ from torch.nn.functional import cross_entropy
 
 from lessons_lib import RankFailed, launch
 from lessons_lib.data import digits
-from lessons_lib.parallel import dirichlet_split, federated_averaging, secure_all_reduce
+from lessons_lib.parallel import dirichlet_split, federated_averaging
+from lessons_lib.parallel.federated.secure_all_reduce import secure_all_reduce
 
 SGD = partial(torch.optim.SGD, lr=0.5)
 MOMENTUM = partial(torch.optim.SGD, lr=1.0, momentum=0.9)
@@ -221,11 +222,17 @@ def test_the_server_adds_what_it_cannot_see(gone, transport):
     assert all(not other for _, other in results[1:])
 
 
+def server_with_data(comm):
+    secure_all_reduce(comm, torch.ones(2), 2)
+
+
 def test_too_few_that_stay_end_the_launch():
     with pytest.raises(RankFailed, match=r"survivors=\[1\]: 2 or more of"):
         launch(in_secret, (2, 3), world_size=4, timeout_s=20)
     with pytest.raises(RankFailed, match="three ranks, are needed"):
         launch(in_secret, world_size=2)
+    with pytest.raises(RankFailed, match="rank 0 is the server: a tensor of zeros is needed there"):
+        launch(server_with_data, world_size=3)
 
 
 def averaged_in_secret(comm, options):

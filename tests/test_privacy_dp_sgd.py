@@ -345,6 +345,8 @@ def test_what_cannot_be():
         per_sample_gradients(mlp().requires_grad_(False), cross_entropy, x, y)
     with pytest.raises(ValueError, match="max_norm=-1"):
         clipped_sum({"w": torch.ones(2, 3)}, -1)
+    with pytest.raises(ValueError, match=r"gradients\['w'\] is torch.bfloat16"):
+        clipped_sum({"w": torch.ones(2, 3, dtype=torch.bfloat16)}, 1.0)
     with pytest.raises(RuntimeError, match="sample 1 has norm inf"):
         clipped_sum({"w": torch.tensor([[1.0], [math.inf]])}, 1.0)
     with pytest.raises(ValueError, match=r"sample_rate=1\.5"):

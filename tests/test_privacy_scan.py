@@ -67,6 +67,15 @@ def test_what_is_none_raises_no_alarm(line):
     assert scan_text(line) == []
 
 
+@pytest.mark.parametrize(
+    "line", ["client(ak='YOUR_AK', sk='YOUR_SK')", 'secret_key = "<your secret key>"', 'ak = "xxx"']
+)
+def test_what_stands_for_a_secret_is_reported_if_asked(line):
+    assert scan_text(line) == []
+    assert {finding.kind[:9] for finding in scan_text(line, placeholders=True)} == {"place for"}
+    assert scan_text("ak = os.environ['AK']", placeholders=True) == []
+
+
 def test_this_repository_has_none():
     listed = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True)
     paths = [ROOT / name for name in listed.stdout.splitlines()] if listed.returncode == 0 else ROOT.rglob("*.py")

@@ -65,6 +65,16 @@ def test_every_change_is_found(small):
     assert check_every_change_is_found(seal, unseal) > 1500
 
 
+def test_a_label_says_which_file_is_meant(tmp_path):
+    path = tmp_path / "model.sealed"
+    save_sealed({"w": torch.ones(2)}, path, KEY, label="step 300")
+    assert load_sealed(path, KEY, label="step 300")["w"].tolist() == [1, 1]
+    for label in ("", "step 200", "step 3000"):
+        with pytest.raises(NotSealed, match="another key or label"):
+            load_sealed(path, KEY, label)
+    assert b"step" not in path.read_bytes()
+
+
 def no_last(number, is_last):
     return number.to_bytes(12, "big")
 

@@ -255,6 +255,14 @@ def test_no_two_sealed_notes_lie_under_one_stream(monkeypatch):
     assert len(keys) == 6 and len(set(keys)) == 6
 
 
+def test_the_masks_open_also_if_some_leave_after_their_vector():
+    clients, everyone, sealed = three()
+    vectors = {k: clients[k].masked([1.0], {s: sealed[s][k] for s in clients if s != k}) for k in clients}
+    for stay in itertools.combinations(clients, 2):
+        revealed = [clients[k].reveal(list(clients)) for k in stay]
+        assert unmask(vectors, revealed, everyone).tolist() == [3.0]
+
+
 def test_wrong_shares_of_a_lost_client_are_found():
     clients, everyone, sealed = three()
     vectors = {k: clients[k].masked([1.0], {s: sealed[s][k] for s in clients if s != k}) for k in (0, 1)}

@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from lessons_lib.privacy import Authority, Identity, client_context, peer_name, server_context
 from lessons_lib.privacy.tls import CLIENT, SERVER
@@ -82,6 +83,14 @@ def older(context, version):
     return context
 
 
+def signed_by_a_client(world):
+    """A client takes its own certificate for an authority's, and sends it along."""
+    upstart = Authority("worker 3")
+    upstart._key = serialization.load_pem_private_key(world.client.key, None)
+    made = upstart.issue("worker 9")
+    return Identity(made.certificate + world.client.certificate, made.key)
+
+
 def swapped(one, other):
     return Identity(one.certificate, other.key)
 
@@ -101,10 +110,12 @@ def attacks(world):
         return server_context(identity, ours)
 
     fake = Authority("lessons")  # the same name, another key
+    upstart = signed_by_a_client(world)
     return {
         "no client certificate": (server, bare_client(world), "localhost"),
         "client of another authority": (server, as_client(their_client), "localhost"),
         "client of an authority of the same name": (server, as_client(fake.issue("worker 3")), "localhost"),
+        "client that a client has signed": (server, as_client(upstart), "localhost"),
         "client expired": (server, as_client(issue("worker 3", starts_in_s=-60, ends_in_s=-1)), "localhost"),
         "client not yet valid": (server, as_client(issue("worker 3", starts_in_s=600)), "localhost"),
         "server's certificate shown by a client": (server, as_client(world.server), "localhost"),

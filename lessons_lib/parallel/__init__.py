@@ -11,7 +11,6 @@ from .copies import lies_on
 from .data.data_parallel import DataParallel
 from .experts import ExpertParallel
 from .federated.federated_averaging import federated_averaging
-from .federated.secure_all_reduce import secure_all_reduce
 from .federated.split import dirichlet_split
 from .local.local_sgd import LocalSGD
 from .local.parameter_server import parameter_server
@@ -57,7 +56,6 @@ __all__ = [
     "parameter_server",
     "ring_attention",
     "run_tasks",
-    "secure_all_reduce",
     "sequence_positions",
     "share_of_mean",
     "split_layers",

@@ -168,9 +168,7 @@ def sigma_for(target_epsilon, sample_rate, steps, delta, orders=ORDERS, conversi
     """The smallest noise multiplier σ that keeps `steps` steps within ε, or up to `tolerance` more: by halving.
 
     Args:
-        target_epsilon: ε, above 0.
-        sample_rate, steps, delta, orders, conversion: as in `epsilon`.
-        tolerance: above 0.
+        target_epsilon, tolerance: above 0; the others as in `epsilon`.
 
     Raises:
         ValueError: an argument is out of range, or these orders cannot show so small an ε, however large the noise.

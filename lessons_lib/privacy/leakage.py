@@ -3,7 +3,6 @@
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import linear_sum_assignment
 
 from ..errors import check_whole
 
@@ -138,6 +137,8 @@ def picture_distance(rebuilt, true):
     Raises:
         ValueError: shapes differ.
     """
+    from scipy.optimize import linear_sum_assignment  # a third of a second, for those alone who need it
+
     if rebuilt.shape != true.shape or not len(true):
         shapes = tuple(rebuilt.shape), tuple(true.shape)
         raise ValueError(f"rebuilt, true of shapes {shapes}: one shape is needed, of at least one picture")

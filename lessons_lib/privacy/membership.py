@@ -4,7 +4,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from scipy.stats import beta
+from scipy.special import betaincinv
 
 from ..errors import check_whole
 
@@ -131,4 +131,4 @@ def at_least(successes, trials, confidence):
         raise ValueError(
             f"{successes=} of {trials=}, {confidence=}: at most all, and a number between 0 and 1, are needed"
         )
-    return float(beta.ppf(1 - confidence, successes, trials - successes + 1)) if successes else 0.0
+    return float(betaincinv(successes, trials - successes + 1, 1 - confidence)) if successes else 0.0

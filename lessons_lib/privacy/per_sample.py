@@ -77,13 +77,16 @@ def clipped_sum(gradients, max_norm):
         {name: (*shape)}. With one sample more or less, it moves by at most C.
 
     Raises:
-        ValueError: `max_norm` is out of range.
+        ValueError: `max_norm` is out of range, or a gradient has fewer bits than float32: its sum is rounded too much.
         RuntimeError: a sample's gradient is not finite: scaling cannot bound it.
 
     Source: Abadi et al., Deep Learning with Differential Privacy (2016), algorithm 1.
     """
     if not 0 < max_norm < float("inf"):
         raise ValueError(f"max_norm={max_norm!r}: a finite number above 0 is needed")
+    for name, g in gradients.items():
+        if g.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"gradients[{name!r}] is {g.dtype}: float32 or float64 is needed")
     size = norms(gradients)
     if not size.isfinite().all():
         bad = int((~size.isfinite()).nonzero()[0])

@@ -23,7 +23,7 @@ _WORDS = "secret|token(?!iz)|passw|pwd|credential|api_?key|access_?key|private_?
 _NAME = rf"(?P<name>(?:{_WORDS})[\w-]{{0,40}}|\b(?:ak|sk|key))"  # what stands before it is left out: it takes long
 _QUOTE = r"\\?[\"']"  # in the JSON of a notebook, quotes have a backslash
 _ASSIGNED = re.compile(
-    rf"{_NAME}(?:{_QUOTE})?\]?\s*(?::\s*\w+\s*)?(?::=|=>|=|:)\s*[rbf]{{0,2}}{_QUOTE}(?P<value>[^\"'\s\\]{{8,}}){_QUOTE}",
+    rf"{_NAME}(?:{_QUOTE})?\]?\s*(?::\s*\w+\s*)?(?::=|=>|=|:)\s*[rbf]{{0,2}}{_QUOTE}(?P<value>[^\"'\\]{{2,}}){_QUOTE}",
     re.IGNORECASE,
 )
 _UNQUOTED = re.compile(
@@ -46,7 +46,7 @@ class Finding(NamedTuple):
     shown: str
 
 
-def scan_text(text):
+def scan_text(text, placeholders=False):
     """Look for secrets in source text: keys of known shapes, and text like chance assigned to a name like "secret".
 
     What stands for a secret, such as "<your-key>" or "${TOKEN}", is none. It is a net with holes: a word as a password
@@ -54,6 +54,7 @@ def scan_text(text):
 
     Args:
         text: of any language; notebooks too.
+        placeholders: report what stands for a secret as well: where it stands, somebody will write the real one.
 
     Returns:
         A list of `Finding`, one for each line and kind.
@@ -67,6 +68,8 @@ def scan_text(text):
             name, value = match["name"], match["value"]
             if _is_secret(name, value):
                 found.append(Finding(number, f"literal for {name}", value[:2] + "…"))
+            elif placeholders and _STANDS_FOR.search(value):
+                found.append(Finding(number, f"place for {name}", value[:20]))
     return list(dict.fromkeys(found))
 
 
@@ -92,7 +95,7 @@ def entropy_bits(text):
 
 
 def _is_secret(name, value):
-    if _STANDS_FOR.search(value):
+    if len(value) < 8 or re.search(r"\s", value) or _STANDS_FOR.search(value):
         return False
     if re.search(r"passw|pwd", name, re.IGNORECASE):
         return True

@@ -4,7 +4,8 @@
 
 Each file has a key of its own, HKDF(key, file number), so that no nonce comes twice. The nonce of a chunk is its number
 and whether it is the last: a chunk that is moved, left out, doubled, or taken from another file does not open, and
-neither does a file that was cut between two chunks.
+neither does a file that was cut between two chunks. An older file of the same key is whole, and opens: a label, such as
+the step, says which one is meant.
 
 Source: AES-GCM, NIST SP 800-38D; the stream, Hoang et al., Online Authenticated-Encryption and its Nonce-Reuse
 Misuse-Resistance (2015), §7 (STREAM).
@@ -61,12 +62,13 @@ def load_key(source):
     return key
 
 
-def seal(data, key):
+def seal(data, key, label=""):
     """Encrypt bytes so that a change is found.
 
     Args:
         data: bytes.
         key: 32 bytes, from `load_key`.
+        label: text that whoever opens it must know, such as "model 7, step 300". It is not in the file.
 
     Returns:
         Bytes, 24 longer and 16 more per chunk.
@@ -77,17 +79,17 @@ def seal(data, key):
     number, view = secrets.token_bytes(NUMBER_BYTES), memoryview(data)
     cipher, starts = _cipher(key, number), range(0, len(data), CHUNK_BYTES) or range(1)
     chunks = [
-        cipher.encrypt(_nonce(k, k == len(starts) - 1), view[start : start + CHUNK_BYTES], MAGIC)
+        cipher.encrypt(_nonce(k, k == len(starts) - 1), view[start : start + CHUNK_BYTES], label.encode())
         for k, start in enumerate(starts)
     ]
     return b"".join([MAGIC, number, *chunks])
 
 
-def unseal(sealed, key):
+def unseal(sealed, key, label=""):
     """Give back the bytes that were sealed, all of them or none.
 
     Raises:
-        NotSealed: another key, or anything was changed, cut, added or moved.
+        NotSealed: another key or label, or anything was changed, cut, added or moved.
         ValueError: the key is not 32 bytes.
     """
     view, start = memoryview(sealed), len(MAGIC) + NUMBER_BYTES
@@ -99,24 +101,27 @@ def unseal(sealed, key):
     for k, place in enumerate(places):
         try:
             chunk = view[place : place + CHUNK_BYTES + TAG_BYTES]
-            opened.append(cipher.decrypt(_nonce(k, k == len(places) - 1), chunk, MAGIC))
+            opened.append(cipher.decrypt(_nonce(k, k == len(places) - 1), chunk, label.encode()))
         except InvalidTag:
-            raise NotSealed(f"chunk {k} of {len(places)} does not open: another key, or bytes were changed") from None
+            raise NotSealed(
+                f"chunk {k} of {len(places)} does not open: another key or label, or changed bytes"
+            ) from None
     return b"".join(opened)
 
 
-def save_sealed(state, path, key):
+def save_sealed(state, path, key, label=""):
     """Write a state dict to a file, sealed; the file is whole or is not there, and only its owner can read it.
 
     Args:
         state: {name: tensor}, as safetensors holds it: no code runs when it is read.
         path: of the file.
         key: 32 bytes.
+        label: as for `seal`.
 
     Raises:
         ValueError: the key is not 32 bytes, or safetensors cannot hold `state`.
     """
-    data, path = seal(safetensors.torch.save(state), key), Path(path)
+    data, path = seal(safetensors.torch.save(state), key, label), Path(path)
     handle, aside = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(handle, "wb") as file:
@@ -129,13 +134,13 @@ def save_sealed(state, path, key):
         raise
 
 
-def load_sealed(path, key):
+def load_sealed(path, key, label=""):
     """Read what `save_sealed` wrote.
 
     Raises:
         NotSealed, ValueError: as `unseal`.
     """
-    return safetensors.torch.load(unseal(Path(path).read_bytes(), key))
+    return safetensors.torch.load(unseal(Path(path).read_bytes(), key, label))
 
 
 def _cipher(key, number):

@@ -17,14 +17,14 @@ def secure_all_reduce(comm, tensor, threshold, leaves=False, fraction_bits=16, w
 
     Args:
         comm: `Communicator` of at least three ranks.
-        tensor: floats, of one shape on every rank; it becomes the sum. Rank 0's is not read, but 0 is expected there.
+        tensor: floats, of one shape on every rank, zeros on rank 0; it becomes the sum.
         threshold: how many clients must stay; see `Client`.
         leaves: whether this client goes away after it has shared its keys: its tensor is not in the sum.
         fraction_bits: see `to_fixed_point`: the sum is exact but for its rounding.
         watch: called on rank 0 with {rank: uint32 array}, all that it holds of single vectors.
 
     Raises:
-        ValueError: too few ranks, or too few that stay; the launch ends on every rank.
+        ValueError: too few ranks, too few that stay, or numbers on rank 0; the launch ends on every rank.
         OverflowError: the tensor is too large for so many terms and bits.
 
     Communication: per client its keys and one share for every other, sealed, each way; then 4 bytes per number to the
@@ -35,6 +35,8 @@ def secure_all_reduce(comm, tensor, threshold, leaves=False, fraction_bits=16, w
     """
     if comm.world_size < 3:
         raise ValueError(f"world_size={comm.world_size}: a server and two clients at least, three ranks, are needed")
+    if comm.rank == 0 and tensor.any():
+        raise ValueError("tensor: rank 0 is the server: a tensor of zeros is needed there")
     if comm.rank == 0:
         total = _serve(comm, fraction_bits, watch)
     else:
@@ -72,6 +74,6 @@ def _take_part(comm, tensor, threshold, leaves, fraction_bits):
     send_object(comm, client.public_keys, 0)
     send_object(comm, client.share_keys(recv_object(comm, 0)[0]), 0)
     sealed = recv_object(comm, 0)[0]
-    send_object(comm, None if leaves else client.masked(tensor.detach().flatten().numpy(), sealed), 0)
+    send_object(comm, None if leaves else client.masked(tensor.flatten().cpu().numpy(), sealed), 0)
     if not leaves:
         send_object(comm, client.reveal(recv_object(comm, 0)[0]), 0)
