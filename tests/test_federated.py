@@ -97,6 +97,24 @@ def in_one_process(data, num_rounds, steps, weight, batch_size=None, momentum=0.
     return list(module.parameters())
 
 
+def bytes_of(comm):
+    before = comm.ledger.bytes_sent
+    comm.all_reduce(torch.zeros(sum(p.numel() for p in net().parameters()) + 5, dtype=torch.float64))
+    one, counted = comm.ledger.bytes_sent - before, []
+    for num_rounds in (0, 3):
+        before, calls = comm.ledger.bytes_sent, comm.ledger.calls["all_reduce"]
+        on_ranks(comm, {"num_rounds": num_rounds, "local_epochs": 2, "batch_size": 16})
+        counted.append((comm.ledger.bytes_sent - before, comm.ledger.calls["all_reduce"] - calls))
+    return one, counted
+
+
+@pytest.mark.parametrize("transport", ["shared_memory", "torch"])
+def test_a_round_is_one_all_reduce_however_long_clients_train(transport):
+    for one, ((start, no_calls), (sent, calls)) in launch(bytes_of, world_size=3, transport=transport):
+        assert (no_calls, calls) == (0, 3)
+        assert sent - start == 3 * one > 0
+
+
 def test_clients_that_all_weigh_the_same_are_rejected():
     check_one_local_step_is_data_parallel_sgd(lambda data: in_one_process(data, 4, 1, weight=lambda n: n))
     with pytest.raises(AssertionError):

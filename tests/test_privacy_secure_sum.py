@@ -285,6 +285,9 @@ def test_what_breaks_the_order_or_the_rules_is_refused():
         clients[0].masked([0.0], {})
     with pytest.raises(ValueError, match=r"sealed from \[1, 9\]"):
         clients[0].masked([0.0], {1: sealed[1][0], 9: b""})
+    for table in ([[0.0], [1.0]], [[0.0, 1.0]], 0.0):
+        with pytest.raises(ValueError, match="a vector is needed"):
+            clients[0].masked(table, {1: sealed[1][0]})
     with pytest.raises(OverflowError):
         clients[0].masked([1e6], {1: sealed[1][0]})
     clients[0].masked([0.0], {1: sealed[1][0]})

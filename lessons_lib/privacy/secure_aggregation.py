@@ -59,7 +59,7 @@ class Client:
         self._everyone, self._held, self._has_sent, self._revealed = None, {}, False, None
 
     def share_keys(self, everyone):
-        """Round 1: give each other client a share of both secrets, sealed unread by the server, who carries them.
+        """Round 1: give each other client a share of both secrets, sealed so that the server carries them unread.
 
         Args:
             everyone: {number: `PublicKeys`} of all that take part, this one included.
@@ -89,14 +89,14 @@ class Client:
         """Round 2: this client's vector under its masks.
 
         Args:
-            values: a vector of floats, as long as everybody's.
+            values: a vector of floats, (D,), as long as everybody's.
             sealed: {number of the sender: bytes}, of the others that have shared. Who is missing leaves no mask.
 
         Returns:
             A NumPy array of uint32, uniform to everyone who lacks the masks.
 
         Raises:
-            ValueError: too few senders, or one that is not of `everyone`.
+            ValueError: too few senders, or one that is not of `everyone`; values that are no vector.
             OverflowError: see `to_fixed_point`.
             cryptography.exceptions.InvalidTag: a share was changed on its way, or was for somebody else.
             RuntimeError: it has sent a vector: two vectors under one mask show their difference; or shared no keys.
@@ -107,6 +107,8 @@ class Client:
         if len(senders) < self.threshold or not senders <= set(self._everyone):
             raise ValueError(f"sealed from {sorted(sealed)}: {self.threshold - 1} or more of {sorted(self._everyone)}")
         vector = to_fixed_point(values, len(senders), self.fraction_bits)
+        if vector.ndim != 1:  # masks would be spread over a table: rows under one mask show their differences
+            raise ValueError(f"values of shape {vector.shape}: a vector is needed")
         self._held |= {sender: self._open(sender, note) for sender, note in sealed.items() if sender != self.number}
         self._has_sent = True
         others = {sender: self._everyone[sender].mask for sender in senders}
