@@ -181,8 +181,10 @@ def test_another_key_opens_nothing_and_a_short_one_is_refused(log):
     with pytest.raises(Tampered) as caught:
         AuditLog(log.path, OTHER)
     assert caught.value.line == 1
-    with pytest.raises(ValueError, match="at least 16 bytes"):
-        AuditLog(log.path, b"short")
+    for short in (b"k" * 15, "k" * 32, None):
+        with pytest.raises(ValueError, match="at least 16 bytes"):
+            AuditLog(log.path, short)
+    AuditLog(log.path.with_name("other.log"), b"k" * 16)
     with pytest.raises(TypeError):
         log.write("ada", "read", "allowed", thing=object())
     assert len(AuditLog(log.path, KEY).verify()) == 6
@@ -357,5 +359,6 @@ def test_what_cannot_be(gate):
     for lifetime in (0, -1, float("nan"), float("inf")):
         with pytest.raises(ValueError, match="lifetime_s="):
             gate.grant("ada", "reader", lifetime)
-    with pytest.raises(ValueError, match="at least 32 bytes"):
-        Gate(b"short", Nothing())
+    for short in (b"k" * 31, "k" * 32, None):
+        with pytest.raises(ValueError, match="at least 32 bytes"):
+            Gate(short, Nothing())

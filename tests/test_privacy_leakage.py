@@ -74,6 +74,13 @@ def test_matching_gradients_rebuilds_the_pictures(by, num):
     assert all(p.grad is None for p in module.parameters())
 
 
+def test_a_batch_of_eight_is_not_found_in_as_many_steps():
+    module, (x, y) = net(), data(8)
+    seen = gradient(module, x, y)
+    found = match_gradients(module, cross_entropy, seen, y, x.shape, 20, generator=torch.Generator().manual_seed(1))
+    assert picture_distance(found.x.clamp(0, 1), x).mean() > 0.05
+
+
 def test_what_scales_the_gradient_misleads_squares_and_not_the_cosine():
     module, (x, y) = net(), data(1)
     seen = [g / 10 for g in gradient(module, x, y)]

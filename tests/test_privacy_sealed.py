@@ -11,6 +11,7 @@ from lessons_lib.privacy import NotSealed, load_key, load_sealed, new_key, save_
 from lessons_lib.privacy import sealed as module
 
 KEY = secrets.token_bytes(32)
+OLD = "569a56e553d52aa33a5cbdae06056fbf8065fd93dc5b0efca3a5064cb01c115d2ae625a321f06f86a2f2218f"
 
 
 @pytest.fixture
@@ -29,9 +30,12 @@ def test_what_was_sealed_comes_back(small, size):
     assert seal(data, KEY) != sealed
 
 
-def test_large_ones_too():
-    data = bytes(2 * module.CHUNK_BYTES + 5)
-    assert unseal(seal(data, KEY), KEY) == data
+def test_large_ones_too_and_what_was_written_once_opens_for_ever():
+    data = bytes(2 * 2**20 + 5)
+    sealed = seal(data, KEY)
+    assert unseal(sealed, KEY) == data and len(sealed) == len(data) + 24 + 3 * 16
+    old = "7365616c65643031" + OLD
+    assert unseal(bytes.fromhex(old), bytes(range(32)), "step 3") == b"written once"
 
 
 def check_every_change_is_found(seal, unseal):

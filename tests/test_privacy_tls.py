@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 
 import pytest
+from cryptography import x509
 from cryptography.hazmat.primitives import serialization
 
 from lessons_lib.privacy import Authority, Identity, client_context, peer_name, server_context
@@ -269,6 +270,18 @@ def test_what_cannot_be(world, tmp_path):
         world.authority.issue("server", purpose=SERVER)
     with pytest.raises(ssl.SSLError):
         client_context(swapped(world.client, world.server), world.ours)
+
+
+def test_nothing_outlives_the_authority_or_signs_another(world):
+    short = Authority(lifetime_s=60)
+    ends = [
+        x509.load_pem_x509_certificate(pem).not_valid_after_utc
+        for pem in (short.certificate, short.issue("a", ends_in_s=3600).certificate)
+    ]
+    assert ends[0] == ends[1]
+    leaf = x509.load_pem_x509_certificate(world.client.certificate)
+    assert not leaf.extensions.get_extension_for_class(x509.BasicConstraints).value.ca
+    assert not leaf.extensions.get_extension_for_class(x509.KeyUsage).value.key_cert_sign
 
 
 def test_no_key_is_left_in_a_file(world, tmp_path, monkeypatch):
