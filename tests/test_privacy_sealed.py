@@ -140,9 +140,11 @@ def test_keys_come_from_text_or_a_file_of_the_owner(tmp_path):
     path.write_text(text)
     path.chmod(0o600)
     assert load_key(path) == load_key(text)
-    path.chmod(0o640)
-    with pytest.raises(ValueError, match="chmod 600"):
-        load_key(path)
+    for mode in (0o640, 0o620, 0o610, 0o604, 0o602, 0o601, 0o777):
+        path.chmod(mode)
+        with pytest.raises(ValueError, match="chmod 600"):
+            load_key(path)
+    assert load_key("-_-_" * 10 + "-_8=") == bytes([0xFB, 0xFF, 0xBF] * 10 + [0xFB, 0xFF])
     for wrong in ("", "short", text[:-2], "!" * 44, "é" * 44, None):
         with pytest.raises(ValueError, match="44 characters") as caught:
             load_key(wrong)

@@ -251,8 +251,9 @@ def test_no_two_sealed_notes_lie_under_one_stream(monkeypatch):
         return real(key)
 
     monkeypatch.setattr(protocol, "ChaCha20Poly1305", watched)
-    three()
+    _, _, sealed = three()
     assert len(keys) == 6 and len(set(keys)) == 6
+    assert {len(note) for notes in sealed.values() for note in notes.values()} == {4 + 2 * 66 + 16}
 
 
 def test_the_masks_open_also_if_some_leave_after_their_vector():

@@ -13,7 +13,6 @@ out keys of its own, needs signed keys and one round more.
 Source: Bonawitz et al., Practical Secure Aggregation for Privacy-Preserving Machine Learning (2017), figure 4.
 """
 
-import json
 import secrets
 from typing import NamedTuple
 
@@ -23,7 +22,9 @@ from cryptography.hazmat.primitives.ciphers.aead import ChaCha20Poly1305
 
 from ..errors import check_whole
 from .masks import expand, to_fixed_point
-from .secret import Share, split_secret
+from .secret import PRIME, Share, split_secret
+
+SHARE_BYTES = -(-PRIME.bit_length() // 8)
 
 
 class PublicKeys(NamedTuple):
@@ -138,11 +139,18 @@ class Client:
         return {sender: own if sender in survivors else key for sender, (own, key) in self._held.items()}
 
     def _seal(self, other, own, key):
-        note = json.dumps([own.x, own.y, key.y]).encode()
+        sizes = (
+            (own.x, 4),
+            (own.y, SHARE_BYTES),
+            (key.y, SHARE_BYTES),
+        )  # always as long: a length would tell of its value
+        note = b"".join(value.to_bytes(size, "big") for value, size in sizes)
         return self._box(other, self.number, other).encrypt(bytes(12), note, None)
 
     def _open(self, other, note):
-        x, own, key = json.loads(self._box(other, other, self.number).decrypt(bytes(12), note, None))
+        note = self._box(other, other, self.number).decrypt(bytes(12), note, None)
+        parts = note[:4], note[4 : 4 + SHARE_BYTES], note[4 + SHARE_BYTES :]
+        x, own, key = (int.from_bytes(part, "big") for part in parts)
         return Share(x, own, self.threshold), Share(x, key, self.threshold)
 
     def _box(self, other, sender, receiver):
