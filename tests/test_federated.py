@@ -1,6 +1,8 @@
 """FedAvg beside data-parallel SGD and a loop in one process; clients that differ, leave, or add in secret."""
 
 import math
+import os
+import signal
 from functools import partial
 
 import numpy as np
@@ -12,6 +14,7 @@ from torch.nn.functional import cross_entropy
 
 from lessons_lib import RankFailed, launch
 from lessons_lib.data import digits
+from lessons_lib.errors import RankLost
 from lessons_lib.parallel import dirichlet_split, federated_averaging
 from lessons_lib.parallel.federated.secure_all_reduce import secure_all_reduce
 
@@ -73,11 +76,12 @@ def test_one_local_step_is_data_parallel_sgd():
 
 
 def in_one_process(data, num_rounds, steps, weight, batch_size=None, momentum=0.0):
-    """FedAvg as it stands in the paper."""
+    """FedAvg as it stands in the paper; `data` of each client, or a function that gives it for a round."""
+    data_of = data if callable(data) else lambda number: data
     module = net()
     velocity = [torch.zeros_like(p) for p in module.parameters()]
     for number in range(num_rounds):
-        ends = []
+        ends, data = [], data_of(number)
         for client, (x, y) in enumerate(data):
             own = net()
             own.load_state_dict(module.state_dict())
@@ -159,6 +163,33 @@ def test_a_client_that_leaves_is_not_in_the_mean():
     data = homes()
     expected = in_one_process([data[k] for k in (0, 1, 3, 4)], 2, 1, weight=lambda n: n, momentum=0.9)
     assert_alike(found, expected)
+
+
+def killed_in_the_second_round(comm):
+    """Rank 2 dies while it trains; the others go on from the weights that they have, with the clients that are left."""
+    data, module, done = homes(3), net(seed=comm.rank), []
+
+    def dies(number, client):
+        if number == 1 and client == 2:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    options = {"num_rounds": 3, "after_round": done.append}
+    try:
+        federated_averaging(comm, module, {comm.rank: data[comm.rank]}, SGD, cross_entropy, leaves=dies, **options)
+    except RankLost:
+        mine = {comm.rank: data[comm.rank]}
+        federated_averaging(comm.regroup(), module, mine, SGD, cross_entropy, **options | {"num_rounds": 2})
+    return [p.detach() for p in module.parameters()], [r.came_back for r in done]
+
+
+def test_a_client_whose_process_is_killed_is_gone_and_the_others_go_on():
+    results = launch(killed_in_the_second_round, world_size=3, elastic=True)
+    data = homes(3)
+    expected = in_one_process(lambda number: data[: 3 if number == 0 else 2], 3, 1, weight=lambda n: n)
+    assert results[2] is None
+    for parameters, came_back in results[:2]:
+        assert came_back == [(0, 1, 2), (0, 1), (0, 1)]
+        assert_alike(parameters, expected)
 
 
 def accuracies(comm, alpha, server_optimizer, num_rounds=20):

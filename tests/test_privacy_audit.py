@@ -128,6 +128,14 @@ def test_every_cut_is_found(log):
         AuditLog(log.path, KEY)
 
 
+def test_a_line_without_an_end_is_found(log):
+    whole = log.path.read_bytes()
+    for more in (b"x", lines_of(log)[0], b"\0"):
+        log.path.write_bytes(whole + more)
+        with pytest.raises(Tampered, match="line 7: it has no end"):
+            AuditLog(log.path, KEY)
+
+
 def head_of(log):
     return log.path.with_name("audit.log.head")
 
