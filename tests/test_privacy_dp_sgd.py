@@ -336,6 +336,7 @@ def test_what_cannot_be():
         ({"expected_batch_size": 0}, "expected_batch_size=0"),
         ({"num_ranks": 2}, "num_ranks=2, all_reduce=None"),
         ({"num_ranks": 0}, "num_ranks=0"),
+        ({"chunk_size": 0}, "chunk_size=0"),
     ):
         with pytest.raises(ValueError, match=match):
             private(mlp(), **options)

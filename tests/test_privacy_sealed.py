@@ -56,6 +56,8 @@ def check_every_change_is_found(seal, unseal):
         wrong.append(first + b"".join([*chunks[:k], others[k], *chunks[k + 1 :]]))
     wrong += [first + b"".join([chunks[1], chunks[0], *chunks[2:]]), other[:start] + b"".join(chunks)]
     wrong += [sealed + b"\0", sealed + chunks[-1], sealed + bytes(48), sealed + sealed]
+    full = seal(data[:96], KEY)  # its last chunk is a whole one
+    wrong += [full + b"\0", full + bytes(16), full[:-1], full[:-step]]
     for attempt in wrong:
         with pytest.raises(NotSealed):
             unseal(attempt, KEY)

@@ -64,6 +64,7 @@ class DPSGD:
     ):
         check_keeps_samples_apart(module)
         check_whole("num_ranks", num_ranks, 1)
+        check_whole("chunk_size", 1 if chunk_size is None else chunk_size, 1)
         _check_number("max_norm", max_norm, above=True)
         _check_number("noise_multiplier", noise_multiplier, above=False)
         _check_number("expected_batch_size", expected_batch_size, above=True)
