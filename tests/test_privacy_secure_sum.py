@@ -91,6 +91,10 @@ def test_fixed_point_keeps_sums_and_refuses_what_wraps_round():
         with pytest.raises(ValueError, match="finite"):
             to_fixed_point([bad], 1)
     assert to_fixed_point([], 1).shape == (0,)
+    assert to_fixed_point([7.4], 1, fraction_bits=0).tolist() == [7]
+    for arguments, match in ((([1.0], 0), "num_terms=0"), (([1.0], 1, -1), "fraction_bits=-1")):
+        with pytest.raises(ValueError, match=match):
+            to_fixed_point(*arguments)
 
 
 def uniform(words):
@@ -308,3 +312,5 @@ def test_what_breaks_the_order_or_the_rules_is_refused():
         new.share_keys({7: new.public_keys})
     with pytest.raises(ValueError, match="threshold=1"):
         Client(0, 1)
+    with pytest.raises(ValueError, match="number=-1: a whole number of at least 0"):
+        Client(-1, 2)
