@@ -137,6 +137,11 @@ def test_the_sum_of_those_that_stay_is_right(early, late):
     assert np.abs(found.total - VECTORS[stay].sum(0)).max() <= 6 * 2**-17
 
 
+def test_all_may_be_needed():
+    assert np.abs(secure_sum(VECTORS[:3], 3).total - VECTORS[:3].sum(0)).max() <= 3 * 2**-17
+    assert np.abs(secure_sum(VECTORS[:4], 3, lost_late=(1,)).total - VECTORS[[0, 2, 3]].sum(0)).max() <= 4 * 2**-17
+
+
 def test_too_few_that_stay_end_it():
     with pytest.raises(ValueError, match=r"survivors=\[0, 1, 2\]: 4 or more"):
         secure_sum(VECTORS, 4, lost_late=(3, 4, 5))
