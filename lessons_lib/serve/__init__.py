@@ -1,26 +1,36 @@
 """Serving (lesson 26): an engine that continues many sequences at once, and a server that others can talk to."""
 
+from .app import App, Limits
 from .blocks import BlockPool, BlockStore, OutOfBlocks
 from .engine import Engine
 from .paged import Chunk, PagedGPT
 from .plain import generate
 from .sampling import Settings, draw, probabilities
 from .sequence import Sequence
+from .server import Server, serve
 from .text import Bytes, Characters, TextStream
+from .worker import Closing, Full, Worker
 
 __all__ = [
+    "App",
     "BlockPool",
     "BlockStore",
     "Bytes",
     "Characters",
     "Chunk",
+    "Closing",
     "Engine",
+    "Full",
+    "Limits",
     "OutOfBlocks",
     "PagedGPT",
     "Sequence",
+    "Server",
     "Settings",
     "TextStream",
+    "Worker",
     "draw",
     "generate",
     "probabilities",
+    "serve",
 ]

@@ -125,7 +125,7 @@ class Engine:
             self.running.append(sequence)
 
     def _chunks(self):
-        """(sequence, chunk) for each that is computed in this step: those that are read first, so that none stands still."""
+        """(sequence, chunk) for each that is computed in this step, those whose prompt is done first."""
         chunks, left = [], self.step_tokens
         for sequence in sorted(self.running, key=lambda s: len(s.tokens) - s.num_cached > 1):
             if sequence in self.running and left and self._has_room(sequence):

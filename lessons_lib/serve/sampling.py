@@ -91,7 +91,7 @@ def _column(numbers, like):
 
 
 def draw(probability, uniform):
-    """One index per row of `probability` (B, V): the first at which the sums of the row exceed `uniform` (B) in 0..1."""
+    """One index per row of `probability` (B, V): the first at which the row's sums exceed `uniform` (B), in 0..1."""
     sums = probability.cumsum(dim=1)
     targets = _column(uniform, sums) * sums[:, -1:]
     return torch.searchsorted(sums, targets, right=True).clamp_(max=probability.shape[1] - 1).squeeze(1)

@@ -1,6 +1,7 @@
 """One sequence on its way through the engine: its tokens, its blocks, its draws and its text."""
 
 import random
+import time
 
 from .text import TextStream
 
@@ -22,6 +23,7 @@ class Sequence:
         num_cached: of how many positions they are.
         finish_reason: None, or "length", "stop", "cancelled" or "error".
         text: `TextStream` of what has been added, or None.
+        first_at_s, last_at_s: when its first and its last token came, by `time.monotonic`; None before.
     """
 
     def __init__(self, prompt, settings, decode=None, on_event=None, number=0):
@@ -30,6 +32,7 @@ class Sequence:
         self.random = random.Random(None if settings.seed is None else f"{settings.seed}/{number}")
         self.text = None if decode is None else TextStream(decode, settings.stop)
         self.on_event, self.finish_reason = on_event, None
+        self.first_at_s = self.last_at_s = None
 
     @property
     def added(self):
@@ -43,6 +46,8 @@ class Sequence:
     def add(self, token):
         """Take the next token: tell its text, and finish where a stop string or max_tokens says so."""
         self.tokens.append(token)
+        self.last_at_s = time.monotonic()
+        self.first_at_s = self.first_at_s or self.last_at_s
         piece = self.text.push(token) if self.text else ""
         if self.text and self.text.stopped:
             self.finish("stop", piece)
@@ -54,7 +59,7 @@ class Sequence:
     def finish(self, reason, piece=""):
         """End it, once, for `reason`."""
         if self.finish_reason is None:
-            if self.text:
+            if self.text and reason in ("length", "stop"):
                 piece += self.text.end()
                 reason = "stop" if self.text.stopped and reason == "length" else reason
             self.finish_reason = reason
