@@ -1,4 +1,4 @@
-"""`python -m lessons_lib`: this machine and the lessons; with `bench`: measurements; with `monitor FOLDER`: ranks."""
+"""`python -m lessons_lib`: this machine and the lessons; with a command: bench, monitor or serve."""
 
 import argparse
 import json
@@ -35,6 +35,14 @@ def main(arguments=None):
     watch = commands.add_parser("monitor", help="show the heartbeats that ranks write into a folder")
     watch.add_argument("folder", help="that of their `Heart`s")
     watch.add_argument("--once", action="store_true", help="show them once, and not every second until Ctrl-C")
+    server = commands.add_parser("serve", help="answer OpenAI's clients: a model over HTTP, until Ctrl-C or SIGTERM")
+    server.add_argument("model", nargs="?", help="a file of serve.save_model; without, a tiny model is trained")
+    server.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone, if not given")
+    server.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
+    server.add_argument("--key", action="append", default=[], help="a client has to send this key, or another one")
+    server.add_argument("--max-batch", type=int, default=16, help="sequences at once")
+    server.add_argument("--max-queue", type=int, default=64, help="sequences that wait beside them")
+    server.add_argument("--drain", type=float, default=30.0, help="seconds to finish what was accepted, at the end")
     options = parser.parse_args(arguments)
 
     if options.command == "bench":
@@ -49,6 +57,10 @@ def main(arguments=None):
         if not Path(options.folder).is_dir():
             parser.error(f"{options.folder}: there is no such folder")
         return _watch(options.folder, options.once)
+    if options.command == "serve":
+        from .serve.command import run
+
+        return run(options, parser.error)
     print(report([measure(device) for device in probe()]), flush=True)
     folder = Path(__file__).resolve().parent.parent / "notebooks"
     found = lessons(folder)

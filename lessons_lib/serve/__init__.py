@@ -3,12 +3,15 @@
 from .app import App, Limits
 from .blocks import BlockPool, BlockStore, OutOfBlocks
 from .engine import Engine
+from .files import export_model, load_model, save_model
 from .paged import Chunk, PagedGPT
 from .plain import generate
 from .sampling import Settings, draw, probabilities
 from .sequence import Sequence
 from .server import Server, serve
+from .speculate import Speculator, judge, tokens_per_pass
 from .text import Bytes, Characters, TextStream
+from .tiny import tiny_model
 from .worker import Closing, Full, Worker
 
 __all__ = [
@@ -27,10 +30,17 @@ __all__ = [
     "Sequence",
     "Server",
     "Settings",
+    "Speculator",
     "TextStream",
     "Worker",
     "draw",
+    "export_model",
     "generate",
+    "judge",
+    "load_model",
     "probabilities",
+    "save_model",
     "serve",
+    "tiny_model",
+    "tokens_per_pass",
 ]

@@ -32,6 +32,7 @@ class Server(uvicorn.Server):
     Attributes:
         port, url: where it listens, from the beginning.
         worker: its `Worker`.
+        num_cancelled: sequences that were accepted and not finished when it ended.
 
     Raises:
         OSError: the port is taken.
@@ -56,7 +57,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=SEND_S,
         )
         super().__init__(config)
-        self._stopping = None
+        self._stopping, self.num_cancelled = None, 0
 
     def run(self):
         """Serve until a signal or `stop`; then what was accepted is finished."""
@@ -69,6 +70,7 @@ class Server(uvicorn.Server):
     def stop(self):
         """Accept nothing more, finish what is accepted within `limits.drain_s`, and let `run` return."""
         self.worker.drain(self.limits.drain_s)
+        self.num_cancelled = self.worker.num_accepted
         self.worker.close()
         self.should_exit = True
 

@@ -1,0 +1,44 @@
+"""`python -m lessons_lib serve`: a model from a file, or one that is trained first, until a signal ends it."""
+
+from pathlib import Path
+
+from .app import Limits
+from .files import load_model
+from .server import Server
+from .tiny import tiny_model
+
+
+def run(options, error):
+    """Serve until SIGTERM or Ctrl-C, and finish what was accepted.
+
+    Args:
+        options: of the command line: model, host, port, key, max_batch, max_queue, drain.
+        error: called with a sentence that says what is wrong with them; it does not return.
+
+    Returns:
+        The exit status: 0 if all that was accepted was finished, else 1.
+    """
+    try:
+        server = Server(
+            *_model(options.model),
+            options.host,
+            options.port,
+            name=Path(options.model).stem if options.model else "tiny",
+            limits=Limits(max_queue=options.max_queue, drain_s=options.drain),
+            keys=options.key,
+            max_batch=options.max_batch,
+        )
+    except (OSError, ValueError) as problem:
+        error(str(problem))
+    print(f"{server.app.name} on {server.url}/v1 (models, completions), /health and /metrics", flush=True)
+    server.run()
+    left = server.num_cancelled
+    print(f"ended; {left} accepted requests were not finished" if left else "ended; all that was accepted is finished")
+    return 1 if left else 0
+
+
+def _model(path):
+    if path:
+        return load_model(path)
+    print("without a model file: training a tiny one on Python's help for some seconds", flush=True)
+    return tiny_model()
