@@ -1,12 +1,13 @@
 """The engine: whatever runs beside a sequence, it gets the tokens that it would get alone, and no block is lost."""
 
+import itertools
 import random
 
 import pytest
 import torch
 
 from lessons_lib.models import GPT
-from lessons_lib.serve import BlockPool, Bytes, Engine, OutOfBlocks, Settings, generate
+from lessons_lib.serve import BlockPool, Engine, OutOfBlocks, Settings, generate
 
 VOCABULARY, CONTEXT = 11, 24
 
@@ -95,6 +96,85 @@ def test_blocks_are_never_given_out_twice_and_never_lost():
         assert len(set(everything)) == len(everything) == pool.num_blocks - pool.num_free
 
 
-def test_bytes_of_one_character_may_come_in_several_tokens():
-    text = "aé€😀b"
-    assert Bytes().decode(Bytes().encode(text)) == text
+def test_a_block_that_is_not_taken_cannot_be_given_back():
+    pool = BlockPool(4, 2)
+    blocks = pool.take(3)
+    for wrong in ([blocks[0], blocks[0]], [*blocks, pool.num_blocks - 1 if 3 not in blocks else 0][-1:] * 2, [99]):
+        with pytest.raises(ValueError, match="is not taken, or is named twice"):
+            pool.give_back(wrong)
+    pool.give_back(blocks)
+    assert (pool.num_free, pool.needed(0), pool.needed(1), pool.needed(2), pool.needed(3)) == (4, 0, 1, 1, 2)
+
+
+@pytest.mark.parametrize("num_blocks", [8, 30])
+def test_no_block_is_lost_when_sequences_are_cancelled_at_any_time(num_blocks):
+    engine, source, alive = Engine(model(), block_size=3, num_blocks=num_blocks, max_batch=6, step_tokens=7), None, []
+    source = random.Random(num_blocks)
+    for prompt, settings in requests(60, seed=1):
+        alive.append(engine.sequence(prompt, settings))
+        engine.add(alive[-1])
+        engine.step()
+        if source.random() < 0.5:
+            engine.cancel(source.choice(alive))
+        held = [block for sequence in engine.running for block in sequence.table]
+        assert len(held) == len(set(held)) == num_blocks - engine.pool.num_free
+        assert not any(sequence.table for sequence in alive if sequence.finish_reason)
+    while not engine.idle:
+        engine.step()
+    assert engine.pool.num_free == num_blocks
+    assert {sequence.finish_reason for sequence in alive} == {"length", "cancelled"}
+
+
+def test_what_can_never_be_finished_is_refused():
+    engine = Engine(model(), block_size=4, num_blocks=3)
+    for prompt, settings, message in [
+        ([], {}, "prompt is empty: at least one token"),
+        ([VOCABULARY], {}, "prompt has token 11: 0 to 10 are possible"),
+        ([0] * 20, {"max_tokens": 5}, "max_tokens=5: with 20 tokens of the prompt that is 25, and 24 are possible"),
+        ([0] * 8, {"max_tokens": 5}, "max_tokens=5: 13 positions do not fit into 3 blocks of 4"),
+        ([0], {"max_tokens": 1, "stop": ("a",)}, "an engine with `decode` is needed"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            engine.sequence(prompt, Settings(**settings))
+    with pytest.raises(ValueError, match="step_tokens=3: at least max_batch=16"):
+        Engine(model(), step_tokens=3)
+
+
+def test_a_sequence_without_a_token_to_add_takes_no_block():
+    engine = Engine(model())
+    sequence = engine.sequence([1, 2], Settings(max_tokens=0))
+    engine.add(sequence)
+    assert (sequence.finish_reason, sequence.added, engine.idle) == ("length", [], True)
+
+
+def test_a_sequence_that_lost_its_blocks_goes_on_where_it_was():
+    net = model()
+    engine = Engine(net, block_size=2, num_blocks=9, max_batch=3)
+    settings = [Settings(max_tokens=14, seed=seed) for seed in range(3)]
+    sequences = [engine.sequence([seed, 1], settings[seed]) for seed in range(3)]
+    pieces = []
+    for sequence in sequences:
+        engine.add(sequence)
+    while not engine.idle:
+        engine.step()
+        pieces.append([sequence.num_added for sequence in sequences])
+    assert engine.num_preempted >= 2
+    assert all(a <= b for before, after in itertools.pairwise(pieces) for a, b in zip(before, after, strict=True))
+    assert [s.added for s in sequences] == [generate(net, [i, 1], settings[i]).added for i in range(3)]
+    assert pieces[13][0] == 14  # the one that came first never stood still
+
+
+def test_memory_is_what_the_formula_says():
+    store = Engine(model(), num_blocks=5, block_size=4).paged.store
+    assert (
+        store.size_bytes == 2 * 2 * (5 + 1) * 4 * 16 * 8
+    )  # keys and values, layers, blocks, positions, width, float64
+
+
+def test_logits_that_are_no_numbers_are_told():
+    net = model()
+    net.head.norm.bias.data.fill_(float("nan"))
+    engine = Engine(net)
+    engine.add(engine.sequence([1], Settings(temperature=0)))
+    with pytest.raises(FloatingPointError, match="logits of row 0"):
+        engine.step()
