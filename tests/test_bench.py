@@ -5,7 +5,7 @@ import json
 import pytest
 
 from lessons_lib import bench
-from lessons_lib.bench import checkpoints, context, cost, messages, pipelines, tensor, tokens, training
+from lessons_lib.bench import checkpoints, context, cost, messages, pipelines, serving, tensor, tokens, training
 from lessons_lib.bench.turns import KB, MB
 from lessons_lib.devices import machine_line
 
@@ -29,6 +29,7 @@ from lessons_lib.devices import machine_line
         lambda: checkpoints.stall(1, 3),
         lambda: cost.predicted_plans(2),
         lambda: tokens.tokens_a_second(tokens.Size(16, 8, num_layers=2, num_heads=2, context=8, batch=4), 3),
+        lambda: serving.concurrent_requests(tokens.Size(16, 8, num_layers=1, num_heads=2, context=32, batch=3), 4, 2),
     ],
 )
 def test_rows_say_what_was_compared(measure):

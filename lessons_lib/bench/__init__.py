@@ -13,7 +13,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ..devices import machine_line
-from . import checkpoints, context, cost, messages, pipelines, sharded, tensor, tokens, training
+from . import checkpoints, context, cost, messages, pipelines, serving, sharded, tensor, tokens, training
 from .turns import KB, MB, Row, compared
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "messages",
     "pipelines",
     "save",
+    "serving",
     "sharded",
     "tensor",
     "tokens",
@@ -89,6 +90,7 @@ def measurements(quick):
     yield partial(pipelines.predicted_steps, max(2, 8 // few))
     yield partial(cost.predicted_plans, max(4, 20 // few))
     yield partial(tokens.tokens_a_second, tokens.TEN_MILLION, max(4, 12 // few))
+    yield partial(serving.concurrent_requests, serving.SERVED, 64 // few, max(2, 8 // few))
 
 
 def _time(time_s):

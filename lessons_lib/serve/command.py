@@ -1,5 +1,6 @@
 """`python -m lessons_lib serve`: a model from a file, or one that is trained first, until a signal ends it."""
 
+import math
 from pathlib import Path
 
 from .app import Limits
@@ -18,6 +19,7 @@ def run(options, error):
     Returns:
         The exit status: 0 if all that was accepted was finished, else 1.
     """
+    _check(options, error)
     try:
         server = Server(
             *_model(options.model),
@@ -35,6 +37,16 @@ def run(options, error):
     left = server.num_cancelled
     print(f"ended; {left} accepted requests were not finished" if left else "ended; all that was accepted is finished")
     return 1 if left else 0
+
+
+def _check(options, error):
+    for name, value, least in (("--max-batch", options.max_batch, 1), ("--max-queue", options.max_queue, 0)):
+        if value < least:
+            error(f"{name}: {value}: a whole number of at least {least} is needed")
+    if not 0 <= options.port <= 65535:
+        error(f"--port: {options.port}: a whole number from 0 to 65535 is needed")
+    if not 0 <= options.drain < math.inf:
+        error(f"--drain: {options.drain}: a finite number of at least 0 is needed")
 
 
 def _model(path):
