@@ -1,6 +1,7 @@
 """The server, as its clients see it: OpenAI's own, and some that behave badly."""
 
 import json
+import threading
 import urllib.error
 import urllib.request
 
@@ -83,6 +84,9 @@ def test_a_stop_string_across_tokens_is_held_back_and_cut_off(server, model):
 def test_echo_tokens_as_a_prompt_and_a_prompt_as_long_as_the_context(server):
     create = client(server).completions.create
     assert create(model="tiny", prompt="a😀b", echo=True, max_tokens=0).choices[0].text == "a😀b"
+    stream = list(create(model="tiny", prompt="a😀b", echo=True, max_tokens=3, stream=True, temperature=0))
+    whole = create(model="tiny", prompt="a😀b", echo=True, max_tokens=3, temperature=0).choices[0].text
+    assert "".join(event.choices[0].text for event in stream) == whole and stream[0].choices[0].text == "a😀b"
     assert create(model="tiny", prompt=TEXT.encode("bad"), echo=True, max_tokens=1).choices[0].text[:3] == "bad"
     answer = create(model="tiny", prompt="a" * (CONTEXT - 1), max_tokens=1)
     assert answer.usage.completion_tokens == 1 and answer.choices[0].finish_reason == "length"
@@ -129,8 +133,10 @@ GARBAGE = {
     b'{"prompt": "a", "max_tokens": 1e3}': (400, "max_tokens", "max_tokens=1000.0: a whole number"),
     b'{"prompt": "a", "max_tokens": true}': (400, "max_tokens", "max_tokens=True"),
     b'{"prompt": "a", "max_tokens": 64}': (400, "max_tokens", "64 are possible, the model's context"),
-    b'{"prompt": "a", "temperature": -0.1}': (400, "temperature", "a finite number of at least 0"),
-    b'{"prompt": "a", "temperature": 1e999}': (400, "temperature", "a finite number of at least 0"),
+    b'{"prompt": "a", "temperature": -0.1}': (400, "temperature", "a number from 0 to 100"),
+    b'{"prompt": "a", "temperature": 1e999}': (400, "temperature", "a number from 0 to 100"),
+    b'{"prompt": "a", "temperature": 1' + b"0" * 400 + b"}": (400, "temperature", "a number from 0 to 100"),
+    b'{"prompt": "a", "seed": 1' + b"0" * 5_000 + b"}": (400, None, "no JSON"),
     b'{"prompt": "a", "temperature": "hot"}': (400, "temperature", "temperature='hot'"),
     b'{"prompt": "a", "top_p": 0}': (400, "top_p", "above 0 and at most 1"),
     b'{"prompt": "a", "top_k": -1}': (400, "top_k", "top_k=-1"),
@@ -142,7 +148,10 @@ GARBAGE = {
     b'{"prompt": "a", "stop": {"a": 1}}': (400, "stop", "a text, or a list"),
     b'{"prompt": "a", "stream": 1}': (400, "stream", "stream=1: true or false"),
     b'{"prompt": "a", "stream_options": {"include_usage": true}}': (400, "stream_options", "with stream=true"),
-    b'{"prompt": "a", "logprobs": 3}': (400, "logprobs", "logprobs=3: only False"),
+    b'{"prompt": "a", "logprobs": 3}': (400, "logprobs", "logprobs=3: this is not possible here"),
+    b'{"prompt": "a", "logprobs": 0}': (400, "logprobs", "logprobs=0: this is not possible here"),
+    b'{"prompt": "a", "best_of": 2}': (400, "best_of", "best_of=2: this is not possible here, only 1"),
+    b'{"prompt": [' + b'"a",' * 16 + b'"a"]}': (400, "prompt", "17 prompts: at most 16 are possible"),
     b'{"prompt": "a", "maxtokens": 3}': (400, "maxtokens", "no such field"),
     b'{"prompt": "a", "model": "gpt-4"}': (404, "model", "this server has 'tiny'"),
     b'{"prompt": "a", "model": ["tiny"]}': (404, "model", "this server has 'tiny'"),
@@ -168,3 +177,35 @@ def test_other_paths_methods_and_bodies_that_are_too_long(server):
         413,
         "the body has more than 1048576 bytes, the server's limit",
     )
+
+
+def test_a_handler_that_fails_says_so_as_others_do(server, monkeypatch):
+    def fails(*arguments):
+        raise ArithmeticError("planted")
+
+    monkeypatch.setattr("lessons_lib.serve.app.understand", fails)
+    status, _, body = post(server, {"prompt": "a"})
+    assert (status, json.loads(body)["error"]) == (
+        500,
+        {"message": "the server failed", "type": "server_error", "param": None, "code": None},
+    )
+
+
+def test_limits_are_checked():
+    with pytest.raises(ValueError, match="drain_s=-1: a finite number of at least 0"):
+        Limits(drain_s=-1)
+
+
+@pytest.mark.parametrize("seed", [0, 2**70, -3])
+def test_a_seed_gives_the_same_text_beside_any_others(server, seed):
+    create = client(server).completions.create
+    options = {"model": "tiny", "prompt": "abc", "max_tokens": 20, "temperature": 1.5, "seed": seed}
+    alone = create(**options).choices[0].text
+    texts, threads = [], []
+    for number in range(8):
+        other = {**options, "seed": number + 100} if number % 2 else options
+        threads.append(threading.Thread(target=lambda o=other: texts.append((o["seed"], create(**o).choices[0].text))))
+        threads[-1].start()
+    for thread in threads:
+        thread.join()
+    assert [text for own, text in texts if own == seed] == [alone] * 4

@@ -46,7 +46,14 @@ def held(model, **more):
     """A server whose engine does no step until its gate is opened; no block may be taken at its end."""
     limits = Limits(**{"max_queue": QUEUE, **more.pop("limits", {})})
     with serve(model, TEXT, name="tiny", max_batch=BATCH, limits=limits, **more) as server:
-        server.gate = Gate(server)
+        server.gate, server.left, cancel = Gate(server), threading.Event(), server.worker.cancel
+
+        def cancelled(sequences):
+            cancel(sequences)
+            if sequences:
+                server.left.set()
+
+        server.worker.cancel = cancelled
         try:
             yield server
         finally:
@@ -119,7 +126,7 @@ def test_a_client_that_leaves_frees_its_blocks(model, stream):
         left = connect(server, {"prompt": "ab", "max_tokens": 50, "n": 2, "stream": stream})
         assert wait_until(lambda: server.worker.num_accepted == 2)
         left.close()
-        assert wait_until(lambda: len(server.worker._unwanted) == 2)
+        assert server.left.wait(60)
         server.gate.open.set()
         assert wait_until(lambda: not server.worker.num_accepted)
         assert server.worker.num_steps <= 2  # the rest of its 50 tokens were not computed
@@ -139,7 +146,7 @@ def test_a_client_that_leaves_in_the_midst_of_a_stream(model):
         left = connect(server, {"prompt": "ab", "max_tokens": 50, "stream": True})
         read(left, b"data: ")
         left.close()
-        assert wait_until(lambda: server.worker._unwanted)
+        assert server.left.wait(60)
         server.gate.step = step
         steps.release()
         assert wait_until(lambda: not server.worker.num_accepted)

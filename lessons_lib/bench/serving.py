@@ -1,6 +1,7 @@
 """How many tokens a second come out: sequences that share every pass, beside one after the other."""
 
 import time
+from functools import partial
 
 import torch
 
@@ -23,12 +24,13 @@ def concurrent_requests(size, num_tokens, repeats):
     prompts = torch.randint(size.vocabulary, (size.batch, 16)).tolist()
     settings = [Settings(max_tokens=num_tokens, temperature=0.8, seed=number) for number in range(size.batch)]
 
-    def together(max_batch):
-        engine = Engine(model, max_batch=max_batch)
+    def run(engine):
         for prompt, chosen in zip(prompts, settings, strict=True):
             engine.add(engine.sequence(prompt, chosen))
         while not engine.idle:
             engine.step()
+
+    engines = [Engine(model, max_batch=most) for most in (size.batch, 1)]
 
     def plain():  # one of them is enough to know it
         generate(model, prompts[0], settings[0])
@@ -36,7 +38,7 @@ def concurrent_requests(size, num_tokens, repeats):
     threads = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
-        sides = [lambda: together(size.batch), lambda: together(1), plain]
+        sides = [*(partial(run, engine) for engine in engines), plain]
         together_s, alone_s, plain_s = _turns(repeats + 1, *sides)
     finally:
         torch.set_num_threads(threads)

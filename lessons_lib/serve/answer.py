@@ -25,14 +25,16 @@ class Answer:
         name: of the model.
         decode: tokens -> text.
         metrics: `Metrics`, which hears of what is done.
+        cancel: called with the sequences that nobody waits for any more.
         timeout_s: how long all of it may take.
 
     Attributes:
         sequences: to be filled before it is called; `on_event(index)` makes what each of them tells.
     """
 
-    def __init__(self, wanted, name, decode, metrics, timeout_s):
-        self.wanted, self.decode, self.metrics, self.timeout_s = wanted, decode, metrics, timeout_s
+    def __init__(self, wanted, name, decode, metrics, cancel, timeout_s):
+        self.wanted, self.decode, self.metrics = wanted, decode, metrics
+        self.cancel, self.timeout_s = cancel, timeout_s
         self.sequences, self._loop, self._events = [], asyncio.get_running_loop(), asyncio.Queue()
         self._begun_s = time.monotonic()
         self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
@@ -59,10 +61,7 @@ class Answer:
         finally:
             writing.cancel()
             gone.cancel()
-            self.cancel()
-
-    def cancel(self):
-        """End what is not done; to be replaced by whoever has the worker."""
+            self.cancel([sequence for sequence in self.sequences if not sequence.finish_reason])
 
     async def _each_event(self):
         """(index, piece, reason) of all sequences until all are done.

@@ -3,8 +3,10 @@
 import asyncio
 import hmac
 import json
+import math
 import time
 from dataclasses import dataclass
+from numbers import Real
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
@@ -38,6 +40,11 @@ class Limits:
     timeout_s: float = 120.0
     drain_s: float = 30.0
 
+    def __post_init__(self):
+        for name, value in vars(self).items():
+            if not isinstance(value, Real) or not 0 <= value < math.inf:
+                raise ValueError(f"{name}={value!r}: a finite number of at least 0 is needed")
+
 
 class App:
     """The application of one engine; `asgi` is what a server of ASGI runs.
@@ -62,6 +69,7 @@ class App:
             Route("/metrics", self.show_metrics),
         ]
         handlers = {BadRequest: self._refused, HTTPException: self._no_route, ClientDisconnect: self._left}
+        handlers[Exception] = self._failed
         self.asgi = Starlette(routes=routes, exception_handlers=handlers)
 
     async def completions(self, request):
@@ -72,7 +80,8 @@ class App:
             message = f"the body did not arrive within {self.limits.read_timeout_s} s"
             raise BadRequest(message, status=408, kind="timeout_error") from None
         wanted = understand(body, self.name, self.tokenizer, self.limits.max_n)
-        answer = Answer(wanted, self.name, self.tokenizer.decode, self.metrics, self.limits.timeout_s)
+        own = self.metrics, self.worker.cancel, self.limits.timeout_s
+        answer = Answer(wanted, self.name, self.tokenizer.decode, *own)
         self._accept(answer, wanted)
         return answer
 
@@ -98,7 +107,6 @@ class App:
             raise self._later(problem, 429, "rate_limit_error", "queue_full", problem.retry_after_s) from None
         except Closing as problem:
             raise self._later(problem, 503, "server_error", "server_shutting_down", 1) from None
-        answer.cancel = lambda: self.worker.cancel(answer.sequences)
 
     def _later(self, problem, status, kind, code, after_s):
         return BadRequest(str(problem), None, status, kind, code, {"retry-after": str(after_s)})
@@ -143,6 +151,9 @@ class App:
         message = f"{request.method} {request.url.path}: {problem.detail}"
         refused = BadRequest(message, status=problem.status_code, code="no_route", headers=problem.headers)
         return await self._refused(request, refused)
+
+    async def _failed(self, request, problem):
+        return await self._refused(request, BadRequest("the server failed", status=500, kind="server_error"))
 
     async def _left(self, request, problem):
         return await self._refused(request, BadRequest("the client left before its body arrived", status=400))

@@ -10,6 +10,9 @@ from .sequence import Sequence
 def generate(model, prompt, settings, decode=None, number=0):
     """Continue one prompt. It is what `Engine` has to give, token for token.
 
+    Logits of other batch sizes differ by rounding, so that a draw, or a choice between two tokens, may fall otherwise
+    where it is closer than that.
+
     Args:
         model: tokens (1, T) -> logits (1, T, V), such as `models.GPT` in evaluation mode.
         prompt, settings, decode, number: as in `Sequence`.

@@ -6,6 +6,8 @@ from numbers import Integral, Real
 
 import torch
 
+HOTTEST = 100  # beyond, all tokens are as likely as one another
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -13,7 +15,7 @@ class Settings:
 
     Attributes:
         max_tokens: the most tokens that are added.
-        temperature: divides the logits; 0 takes the likeliest token each time.
+        temperature: divides the logits, at most 100; 0 takes the likeliest token each time.
         top_k: how many of the likeliest tokens are drawn from; 0 for all.
         top_p: only the likeliest tokens whose probabilities before them sum to less than this.
         seed: of its draws; None draws other tokens each time.
@@ -35,8 +37,8 @@ class Settings:
         for name, value in whole.items():
             if not _is(value, Integral) or value < 0:
                 raise ValueError(f"{name}={value!r}: a whole number of at least 0 is needed")
-        if not _is(self.temperature, Real) or not 0 <= self.temperature < math.inf:
-            raise ValueError(f"temperature={self.temperature!r}: a finite number of at least 0 is needed")
+        if not _is(self.temperature, Real) or not 0 <= self.temperature <= HOTTEST:
+            raise ValueError(f"temperature={self.temperature!r}: a number from 0 to {HOTTEST} is needed")
         if not _is(self.top_p, Real) or not 0 < self.top_p <= 1:
             raise ValueError(f"top_p={self.top_p!r}: a number above 0 and at most 1 is needed")
         if self.seed is not None and not _is(self.seed, Integral):
@@ -80,7 +82,7 @@ def _only_likely(probability, settings):
     """Those among the top_k of their row and within its top_p, scaled to sum to 1 again."""
     ordered, order = probability.sort(dim=1, descending=True, stable=True)
     size = probability.shape[1]
-    kept = torch.arange(size, device=order.device) < _column([s.top_k or size for s in settings], ordered)
+    kept = torch.arange(size, device=order.device) < _column([min(s.top_k or size, size) for s in settings], ordered)
     kept &= ordered.cumsum(1) - ordered < _column([s.top_p if s.top_p < 1 else math.inf for s in settings], ordered)
     ordered = torch.where(kept, ordered, 0.0)
     return torch.zeros_like(probability).scatter_(1, order, ordered / ordered.sum(1, keepdim=True))

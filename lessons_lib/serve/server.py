@@ -70,7 +70,7 @@ class Server(uvicorn.Server):
     def stop(self):
         """Accept nothing more, finish what is accepted within `limits.drain_s`, and let `run` return."""
         self.worker.drain(self.limits.drain_s)
-        self.num_cancelled = self.worker.num_accepted
+        self.num_cancelled += self.worker.num_accepted
         self.worker.close()
         self.should_exit = True
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from .sampling import Settings
 
 NEUTRAL = {  # what clients send although it is what happens anyway; other values are refused
-    "best_of": (1,),
-    "frequency_penalty": (0,),
-    "logit_bias": ({},),
-    "logprobs": (False,),
-    "presence_penalty": (0,),
-    "suffix": ("",),
+    "best_of": 1,
+    "frequency_penalty": 0,
+    "logit_bias": {},
+    "logprobs": None,
+    "presence_penalty": 0,
+    "suffix": "",
 }
 SETTINGS = ("max_tokens", "temperature", "top_k", "top_p", "seed", "stop")
 FLAGS = ("echo", "stream")
@@ -77,8 +77,9 @@ def understand(body, name, tokenizer, max_n=16):
     for field, value in fields.items():
         if field not in known:
             raise BadRequest(f"{field}: no such field; known are {', '.join(sorted(known))}", field)
-        if field in NEUTRAL and value not in NEUTRAL[field]:
-            _refuse(field, value, f"only {NEUTRAL[field][0]!r}, or nothing, is possible here")
+        if field in NEUTRAL and value != NEUTRAL[field]:
+            only = "" if NEUTRAL[field] is None else f", only {NEUTRAL[field]!r}"
+            _refuse(field, value, f"this is not possible here{only}")
     if fields.get("model", name) != name:
         message = f"model={_short(fields['model'])}: this server has {name!r}"
         raise BadRequest(message, "model", 404, code="model_not_found")
@@ -86,6 +87,8 @@ def understand(body, name, tokenizer, max_n=16):
     prompts, texts = _prompts(fields.get("prompt"), tokenizer)
     n = fields.get("n", 1)
     most = max_n // len(prompts)
+    if not most:
+        raise BadRequest(f"{len(prompts)} prompts: at most {max_n} are possible", "prompt")
     if type(n) is not int or not 1 <= n <= most:
         _refuse("n", n, f"a whole number from 1 to {most} is needed, for {len(prompts)} prompts")
     return Wanted(prompts, texts, _settings(fields), n, include_usage=_usage(fields, flags["stream"]), **flags)

@@ -67,6 +67,8 @@ class Worker:
 
     def cancel(self, sequences):
         """End those of `sequences` that are not done, before the next step."""
+        if not sequences:
+            return
         with self._changed:
             self._unwanted += sequences
             self._changed.notify_all()
