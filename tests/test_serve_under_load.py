@@ -9,18 +9,20 @@ import subprocess
 import sys
 import threading
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import openai
 import pytest
 import torch
-from left_behind import wait_until
+from left_behind import wait_until as wait_until_within
 
 from lessons_lib.models import GPT
 from lessons_lib.serve import Characters, Limits, save_model, serve
 
 TEXT = Characters("abcdefgh \n")
 BATCH, QUEUE = 2, 3
+wait_until = partial(wait_until_within, limit_s=60)
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +101,7 @@ def metrics(server):
 def test_a_flood_is_told_to_come_again_and_all_that_was_accepted_is_answered(model):
     with held(model) as server, concurrent.futures.ThreadPoolExecutor(20) as pool:
         asked = [pool.submit(ask, server, stream=number % 2 == 0) for number in range(20)]
-        assert wait_until(lambda: sum(a.done() and a.exception() is not None for a in asked) == 20 - BATCH - QUEUE, 60)
+        assert wait_until(lambda: sum(a.done() and a.exception() is not None for a in asked) == 20 - BATCH - QUEUE)
         refused = [a.exception() for a in asked if a.done() and a.exception()]
         for problem in refused:
             assert isinstance(problem, openai.RateLimitError), problem
@@ -207,7 +209,7 @@ def test_health_and_metrics(model):
             assert read(connection, b'{"status": "ok"}').startswith(b"HTTP/1.1 200")
         server.gate.open.set()
         ask(server, n=2)
-        ask(server, stream=True, max_tokens=0)
+        list(ask(server, stream=True, max_tokens=0))
         seen = metrics(server)
     assert seen['serve_tokens_total{part="added"}'] == 10
     assert seen['serve_tokens_total{part="prompt"}'] == 9
