@@ -39,7 +39,7 @@ def main(arguments=None):
     server.add_argument("model", nargs="?", help="a file of serve.save_model; without, a tiny model is trained")
     server.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone, if not given")
     server.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
-    server.add_argument("--key", action="append", default=[], help="a client has to send this key, or another one")
+    server.add_argument("--keys", metavar="FILE", help="a client has to send a key that is a line of this file")
     server.add_argument("--max-batch", type=int, default=16, help="sequences at once")
     server.add_argument("--max-queue", type=int, default=64, help="sequences that wait beside them")
     server.add_argument("--drain", type=float, default=30.0, help="seconds to finish what was accepted, at the end")

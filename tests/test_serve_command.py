@@ -11,14 +11,17 @@ import openai
 import pytest
 
 from lessons_lib.__main__ import main
-from lessons_lib.serve import tiny_model
+from lessons_lib.serve import save_model, tiny_model
 
 COMMAND = [sys.executable, "-m", "lessons_lib", "serve", "--port", "0"]
 FOLDER = Path(__file__).resolve().parent.parent
 
 
-def test_without_a_file_a_tiny_model_is_trained_and_served():
-    with subprocess.Popen([*COMMAND, "--key", "k"], cwd=FOLDER, stdout=subprocess.PIPE, text=True) as process:
+def test_without_a_file_a_tiny_model_is_trained_and_served(tmp_path):
+    (tmp_path / "keys").write_text("k\nother\n")
+    with subprocess.Popen(
+        [*COMMAND, "--keys", str(tmp_path / "keys")], cwd=FOLDER, stdout=subprocess.PIPE, text=True
+    ) as process:
         try:
             assert "training a tiny one" in process.stdout.readline()
             url = re.match(r"tiny on (http://127\.0\.0\.1:\d+)/v1 ", process.stdout.readline())[1]
@@ -36,11 +39,15 @@ def test_without_a_file_a_tiny_model_is_trained_and_served():
 
 def test_wrong_arguments_are_told_before_anything_is_trained(tmp_path, capsys):
     (tmp_path / "model").write_text("no model")
+    (tmp_path / "empty").write_text("\n")
+    save_model(tmp_path / "good", *tiny_model(steps=0, width=8, num_layers=1))
     for arguments, message in [
         ([str(tmp_path / "nowhere")], "nowhere"),
         ([str(tmp_path / "model")], "no model that `save_model` wrote"),
         (["--max-batch", "0"], "--max-batch: 0: a whole number of at least 1 is needed"),
         (["--max-queue", "-1"], "--max-queue: -1: a whole number of at least 0 is needed"),
+        (["--keys", str(tmp_path / "empty"), str(tmp_path / "good")], "empty: at least one line with a key"),
+        (["--keys", str(tmp_path / "nowhere"), str(tmp_path / "good")], "nowhere"),
         (["--port", "65536"], "--port: 65536: a whole number from 0 to 65535 is needed"),
         (["--drain", "nan"], "--drain: nan: a finite number of at least 0 is needed"),
     ]:

@@ -11,7 +11,8 @@ import uuid
 from .wire import BadRequest
 
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
-FAILURES = {
+FAILURES = {  # reason: message, status, code
+    "timeout": ("this was not done within {} s, the server's limit", 504, "timeout"),
     "cancelled": ("the server shut down before this was done", 503, "server_shutting_down"),
     "error": ("the engine failed at this request", 500, "engine_failed"),
 }
@@ -52,6 +53,7 @@ class Answer:
     async def __call__(self, scope, receive, send):
         write = self._write_pieces if self.wanted.stream else self._write_all
         writing, gone = asyncio.ensure_future(write(send)), asyncio.ensure_future(_gone(receive))
+        timer = self._loop.call_later(self.timeout_s, self._events.put_nowait, (0, "", "timeout"))
         try:  # a client that does not read holds `send` for ever: hence a limit here, too
             await asyncio.wait({writing, gone}, timeout=self.timeout_s + 5, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
@@ -59,8 +61,8 @@ class Answer:
             else:
                 self.metrics.answered(499)
         finally:
-            writing.cancel()
-            gone.cancel()
+            for waiting in (timer, writing, gone):
+                waiting.cancel()
             self.cancel([sequence for sequence in self.sequences if not sequence.finish_reason])
 
     async def _each_event(self):
@@ -71,14 +73,10 @@ class Answer:
         """
         missing = len(self.sequences)
         while missing:
-            left_s = self._begun_s + self.timeout_s - time.monotonic()
-            try:
-                index, piece, reason = await asyncio.wait_for(self._events.get(), max(0.0, left_s))
-            except asyncio.TimeoutError:
-                message = f"this was not done within {self.timeout_s} s, the server's limit"
-                raise BadRequest(message, status=504, kind="timeout_error", code="timeout") from None
+            index, piece, reason = await self._events.get()
             if reason in FAILURES:
                 message, status, code = FAILURES[reason]
+                message = message.format(self.timeout_s)
                 raise BadRequest(message, status=status, kind="server_error", code=code)
             if reason:
                 self.metrics.done(self.sequences[index], self._begun_s)

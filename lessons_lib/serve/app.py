@@ -79,7 +79,7 @@ class App:
         except asyncio.TimeoutError:
             message = f"the body did not arrive within {self.limits.read_timeout_s} s"
             raise BadRequest(message, status=408, kind="timeout_error") from None
-        wanted = understand(body, self.name, self.tokenizer, self.limits.max_n)
+        wanted = understand(body, self.name, self.tokenizer, min(self.limits.max_n, self.worker.limit))
         own = self.metrics, self.worker.cancel, self.limits.timeout_s
         answer = Answer(wanted, self.name, self.tokenizer.decode, *own)
         self._accept(answer, wanted)

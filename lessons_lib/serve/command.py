@@ -13,7 +13,7 @@ def run(options, error):
     """Serve until SIGTERM or Ctrl-C, and finish what was accepted.
 
     Args:
-        options: of the command line: model, host, port, key, max_batch, max_queue, drain.
+        options: of the command line: model, host, port, keys, max_batch, max_queue, drain.
         error: called with a sentence that says what is wrong with them; it does not return.
 
     Returns:
@@ -27,7 +27,7 @@ def run(options, error):
             options.port,
             name=Path(options.model).stem if options.model else "tiny",
             limits=Limits(max_queue=options.max_queue, drain_s=options.drain),
-            keys=options.key,
+            keys=_keys(options.keys),
             max_batch=options.max_batch,
         )
     except (OSError, ValueError) as problem:
@@ -47,6 +47,14 @@ def _check(options, error):
         error(f"--port: {options.port}: a whole number from 0 to 65535 is needed")
     if not 0 <= options.drain < math.inf:
         error(f"--drain: {options.drain}: a finite number of at least 0 is needed")
+
+
+def _keys(path):
+    """The keys of a file: not an argument, which every user of the machine could read."""
+    keys = Path(path).read_text(encoding="utf-8").split() if path else []
+    if path and not keys:
+        raise ValueError(f"{path}: at least one line with a key is needed")
+    return keys
 
 
 def _model(path):

@@ -42,9 +42,10 @@ class Server(uvicorn.Server):
     def __init__(self, model, tokenizer, host="127.0.0.1", port=0, name="gpt", limits=None, keys=(), **engine):
         limits = limits or Limits()
         engine = Engine(model, tokenizer.decode, **engine)
-        self._socket = socket.create_server((host, port))
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        self._socket = socket.create_server((host, port), family=family)
         self.host, self.port = self._socket.getsockname()[:2]
-        self.url = f"http://{self.host}:{self.port}"
+        self.url = f"http://[{self.host}]:{self.port}" if ":" in host else f"http://{self.host}:{self.port}"
         self.worker, self.limits = Worker(engine, limits.max_queue), limits
         self.app = App(self.worker, tokenizer, name, limits, keys)
         config = uvicorn.Config(

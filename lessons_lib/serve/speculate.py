@@ -120,8 +120,9 @@ class Speculator:
             guesses += draw(drafts[-1], [source.random()]).tolist()
         target = probabilities(self._logits(0, tokens + guesses, computed, count + 1)[0], [settings] * (count + 1))
         draft = torch.stack(drafts, 1) if drafts else target[:0].unsqueeze(0)
-        uniform = torch.tensor([[source.random() for _ in range(count + 1)]], dtype=torch.float64)
-        kept, following = judge(target.unsqueeze(0), draft, torch.tensor([guesses], dtype=torch.long), uniform)
+        uniform = target.new_tensor([[source.random() for _ in range(count + 1)]])
+        guessed = torch.tensor([guesses], dtype=torch.long, device=target.device)
+        kept, following = judge(target.unsqueeze(0), draft, guessed, uniform)
         kept = int(kept)
         computed[:] = [
             min(n, len(tokens) + kept) for n in computed

@@ -1,5 +1,6 @@
 """The one thread that an engine belongs to, beside an event loop that never waits for it."""
 
+import logging
 import math
 import threading
 import time
@@ -96,6 +97,7 @@ class Worker:
                 self._advance(new, list(self._begun) if self._ended else unwanted)
             except Exception as problem:  # others wait for their tokens, and must hear of it
                 self.problem = problem
+                logging.getLogger(__name__).exception("a step failed; all sequences under way end with an error")
                 self._end_all()
             self._count_done()
 
