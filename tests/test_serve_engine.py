@@ -5,9 +5,10 @@ import random
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 
 from lessons_lib.models import GPT
-from lessons_lib.serve import BlockPool, Engine, OutOfBlocks, Settings, generate
+from lessons_lib.serve import BlockPool, Chunk, Engine, OutOfBlocks, PagedGPT, Settings, generate
 
 VOCABULARY, CONTEXT = 11, 24
 
@@ -162,6 +163,41 @@ def test_a_sequence_that_lost_its_blocks_goes_on_where_it_was():
     assert all(a <= b for before, after in itertools.pairwise(pieces) for a, b in zip(before, after, strict=True))
     assert [s.added for s in sequences] == [generate(net, [i, 1], settings[i]).added for i in range(3)]
     assert pieces[13][0] == 14  # the one that came first never stood still
+
+
+def test_who_lost_its_blocks_is_the_first_to_get_some_again():
+    engine = Engine(model(), block_size=2, num_blocks=9, max_batch=3)
+    sequences = [engine.sequence([seed, 1], Settings(max_tokens=14, seed=seed)) for seed in range(4)]
+    for sequence in sequences:
+        engine.add(sequence)
+    while not engine.num_preempted:
+        engine.step()
+    assert list(engine.waiting) == sequences[2:]
+
+
+def test_a_long_prompt_takes_several_steps_and_holds_up_nobody():
+    engine = Engine(model(), step_tokens=5, max_batch=2)
+    long, short = engine.sequence([1] * 19, Settings(max_tokens=1)), engine.sequence([2], Settings(max_tokens=4))
+    engine.add(long)
+    engine.add(short)
+    added = []
+    while not engine.idle:
+        engine.step()
+        added.append((long.num_added, short.num_added))
+    assert added == [(0, 1), (0, 2), (0, 3), (0, 4), (1, 4)]  # 4 new positions of the prompt beside 1 of the other
+
+
+def test_what_lies_in_the_blocks_of_others_has_no_effect():
+    paged = PagedGPT(model(), num_blocks=8, block_size=2)
+    blocks = paged.pool.take(8)
+    paged.store.keys[:, blocks[0]] = paged.store.values[:, blocks[0]] = float("nan")
+    chunks = [Chunk([3], 0, blocks[1:2]), Chunk([1, 2, 3, 4, 5], 0, blocks[2:5]), Chunk([2], 0, blocks[5:6])]
+    beside = paged.logits(chunks)
+    paged.logits([Chunk([1, 2, 3, 4], 0, blocks[6:8])])
+    mixed = paged.logits([Chunk([5], 4, blocks[2:5]), Chunk([2], 0, blocks[1:2])])  # one long, one short table
+    assert mixed.isfinite().all()
+    torch.testing.assert_close(mixed[0], beside[1], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(mixed[1], beside[2], rtol=1e-9, atol=1e-9)
 
 
 def test_memory_is_what_the_formula_says():

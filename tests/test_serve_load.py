@@ -5,6 +5,7 @@ import threading
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 
 from lessons_lib.models import GPT
 from lessons_lib.serve import Characters, Limits, Report, Timing, arrivals_s, offer, serve

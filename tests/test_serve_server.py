@@ -8,6 +8,7 @@ import urllib.request
 import openai
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 
 from lessons_lib.models import GPT
 from lessons_lib.serve import Characters, Limits, Settings, generate, serve

@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 from scipy.stats import chi2
 
 from lessons_lib.models import GPT

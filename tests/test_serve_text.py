@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 
 from lessons_lib.models import GPT
 from lessons_lib.serve import (

@@ -16,6 +16,7 @@ import openai
 import pytest
 import torch
 from left_behind import wait_until as wait_until_within
+from one_thread import one_thread  # noqa: F401 - it acts by being here
 
 from lessons_lib.models import GPT
 from lessons_lib.serve import Characters, Limits, save_model, serve
