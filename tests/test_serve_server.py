@@ -192,6 +192,14 @@ def test_a_handler_that_fails_says_so_as_others_do(server, monkeypatch):
     )
 
 
+def test_a_tokenizer_of_another_model_is_refused(model):
+    with (
+        pytest.raises(ValueError, match=r"tokenizer\.vocabulary=3: 14 is needed, the model's"),
+        serve(model, Characters("abc")),
+    ):
+        pass
+
+
 def test_limits_are_checked():
     with pytest.raises(ValueError, match="drain_s=-1: a finite number of at least 0"):
         Limits(drain_s=-1)

@@ -11,6 +11,7 @@ import uuid
 from .wire import BadRequest
 
 JSON, EVENTS = "application/json", "text/event-stream; charset=utf-8"
+CLIENT_LEFT = 499  # no status of HTTP, but what others write into their logs, too
 FAILURES = {  # reason: message, status, code
     "timeout": ("this was not done within {} s, the server's limit", 504, "timeout"),
     "cancelled": ("the server shut down before this was done", 503, "server_shutting_down"),
@@ -37,7 +38,7 @@ class Answer:
         self.wanted, self.decode, self.metrics = wanted, decode, metrics
         self.cancel, self.timeout_s = cancel, timeout_s
         self.sequences, self._loop, self._events = [], asyncio.get_running_loop(), asyncio.Queue()
-        self._begun_s = time.monotonic()
+        self._begun_s, self._status = time.monotonic(), CLIENT_LEFT
         self._head = {"id": f"cmpl-{uuid.uuid4().hex}", "object": "text_completion", "created": int(time.time())}
         self._head["model"] = name
 
@@ -57,12 +58,11 @@ class Answer:
         try:  # a client that does not read holds `send` for ever: hence a limit here, too
             await asyncio.wait({writing, gone}, timeout=self.timeout_s + 5, return_when=asyncio.FIRST_COMPLETED)
             if writing.done():
-                writing.result()
-            else:
-                self.metrics.answered(499)
+                self._status = writing.result()
         finally:
             for waiting in (timer, writing, gone):
                 waiting.cancel()
+            self.metrics.answered(self._status)
             self.cancel([sequence for sequence in self.sequences if not sequence.finish_reason])
 
     async def _each_event(self):
@@ -93,13 +93,13 @@ class Answer:
         return await self._send_whole(send, 200, {**self._head, "choices": choices, "usage": self._usage()})
 
     async def _send_whole(self, send, status, body):
-        self.metrics.answered(status)
         await start(send, status, JSON)
         await send({"type": "http.response.body", "body": json.dumps(body).encode()})
+        return status
 
     async def _write_pieces(self, send):
-        self.metrics.answered(200)
-        await start(send, 200, EVENTS, {"cache-control": "no-cache"})
+        status = 200
+        await start(send, status, EVENTS, {"cache-control": "no-cache"})
         try:
             for index in range(len(self.sequences)) if self.wanted.echo else ():
                 await self._send_event(send, [self._choice(index, self._echo(index), None)])
@@ -107,10 +107,12 @@ class Answer:
                 await self._send_event(send, [self._choice(index, piece, reason)])
             if self.wanted.include_usage:
                 await self._send_event(send, [], usage=self._usage())
-        except BadRequest as problem:
+        except BadRequest as problem:  # too late for a status of its own
+            status = problem.status
             await _send_data(send, json.dumps(problem.body()))
         await _send_data(send, "[DONE]")
         await send({"type": "http.response.body", "body": b""})
+        return status
 
     async def _send_event(self, send, choices, usage=None):
         more = {"usage": usage} if self.wanted.include_usage else {}

@@ -22,7 +22,7 @@ class Server(uvicorn.Server):
 
     Args:
         model: `models.GPT`.
-        tokenizer: with `encode` and `decode`, such as `Characters`.
+        tokenizer: with `encode`, `decode` and `vocabulary`, such as `Characters`.
         host, port: where to listen; port 0 takes one that is free.
         name: of the model.
         limits: `Limits`.
@@ -36,11 +36,13 @@ class Server(uvicorn.Server):
 
     Raises:
         OSError: the port is taken.
-        ValueError: what `Engine` refuses.
+        ValueError: the tokenizer has another number of tokens than the model, or what `Engine` refuses.
     """
 
     def __init__(self, model, tokenizer, host="127.0.0.1", port=0, name="gpt", limits=None, keys=(), **engine):
-        limits = limits or Limits()
+        limits, known = limits or Limits(), model.embed.tokens.num_embeddings
+        if tokenizer.vocabulary != known:
+            raise ValueError(f"tokenizer.vocabulary={tokenizer.vocabulary}: {known} is needed, the model's")
         engine = Engine(model, tokenizer.decode, **engine)
         family = socket.AF_INET6 if ":" in host else socket.AF_INET
         self._socket = socket.create_server((host, port), family=family)

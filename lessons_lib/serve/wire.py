@@ -76,7 +76,7 @@ def understand(body, name, tokenizer, max_n=16):
     known = {"model", "prompt", "n", "user", "stream_options", *SETTINGS, *FLAGS, *NEUTRAL}
     for field, value in fields.items():
         if field not in known:
-            raise BadRequest(f"{field}: no such field; known are {', '.join(sorted(known))}", field)
+            raise BadRequest(f"{_short(field)}: no such field; known are {', '.join(sorted(known))}", field[:80])
         if field in NEUTRAL and value != NEUTRAL[field]:
             only = "" if NEUTRAL[field] is None else f", only {NEUTRAL[field]!r}"
             _refuse(field, value, f"this is not possible here{only}")
