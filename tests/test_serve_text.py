@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from one_thread import one_thread  # noqa: F401 - it acts by being here
 
@@ -22,6 +22,7 @@ from lessons_lib.serve import (
 )
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 255), max_size=40))
 def test_pieces_of_any_bytes_are_the_text_of_all_of_them(tokens):
     stream = TextStream(Bytes().decode)
@@ -29,6 +30,7 @@ def test_pieces_of_any_bytes_are_the_text_of_all_of_them(tokens):
     assert "".join(pieces) + stream.end() == stream.text == Bytes().decode(tokens)
 
 
+@settings(deadline=None)
 @given(st.text("ab", max_size=30), st.lists(st.text("ab", min_size=1, max_size=4), max_size=3))
 def test_a_stop_string_is_never_sent_and_nothing_else_is_lost(text, stops):
     stream = TextStream("".join, tuple(stops))
@@ -69,7 +71,7 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0, 1.0]])
 
 
 @pytest.mark.parametrize(
-    "settings, kept",
+    "chosen, kept",
     [
         ({}, [0, 1, 2, 3]),
         ({"temperature": 0.1}, [0, 1, 2, 3]),
@@ -86,11 +88,11 @@ LOGITS = torch.tensor([[2.0, 1.0, 0.0, 1.0]])
     ],
     ids=str,
 )
-def test_what_is_drawn_from(settings, kept):
-    settings = Settings(**settings)
-    mixed = probabilities(LOGITS.expand(3, 4), [Settings(temperature=0), settings, Settings()])
+def test_what_is_drawn_from(chosen, kept):
+    chosen = Settings(**chosen)
+    mixed = probabilities(LOGITS.expand(3, 4), [Settings(temperature=0), chosen, Settings()])
     expected = torch.zeros(4, dtype=torch.float64)
-    expected[kept] = ((LOGITS[0, kept].double() - 2) / (settings.temperature or 1.0)).softmax(0)
+    expected[kept] = ((LOGITS[0, kept].double() - 2) / (chosen.temperature or 1.0)).softmax(0)
     torch.testing.assert_close(mixed[1], expected)
     torch.testing.assert_close(mixed[2], LOGITS[0].double().softmax(0))
     assert mixed[0].tolist() == [1, 0, 0, 0]
