@@ -59,6 +59,12 @@ def test_the_text_ends_with_what_was_held_back():
     assert told == [("a", None), ("b", "length")]
 
 
+def test_a_stop_string_that_only_the_end_shows():
+    sequence = Sequence([0], Settings(max_tokens=1, stop=("\ufffd",)), Bytes().decode)
+    sequence.add(0xE2)  # the beginning of a character that never comes
+    assert (sequence.text.text, sequence.finish_reason) == ("", "stop")
+
+
 def test_text_that_a_model_does_not_know_is_told():
     with pytest.raises(ValueError, match=r"character '!' at place 2: this model knows 'ab'"):
         Characters("ab").encode("ab!")
