@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 import torch
@@ -249,23 +250,44 @@ def test_what_is_not_finished_within_the_limit_is_told_so(model):
         assert server.num_cancelled == 1
 
 
-@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
-def test_a_signal_in_the_midst_of_a_stream_loses_no_token(which, tmp_path):
-    torch.manual_seed(0)
-    save_model(tmp_path / "model", GPT(TEXT.vocabulary, 16, num_layers=2, num_heads=2, context=512), TEXT)
-    command = [sys.executable, "-m", "lessons_lib", "serve", str(tmp_path / "model"), "--port", "0"]
+@contextmanager
+def started(model):
+    """The command in a process of its own, and a client of it."""
+    command = [sys.executable, "-m", "lessons_lib", "serve", str(model), "--port", "0"]
     folder = Path(__file__).resolve().parent.parent
     with subprocess.Popen(command, cwd=folder, stdout=subprocess.PIPE, text=True) as process:
         try:
             url = re.search(r"http://\S+/v1", process.stdout.readline())[0]
-            own = openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
-            stream = own.completions.create(model="model", prompt="ab", max_tokens=500, stream=True)
-            text = next(stream).choices[0].text
-            process.send_signal(which)
-            events = [event.choices[0] for event in stream]
-            assert len(text + "".join(event.text for event in events)) == 500
-            assert events[-1].finish_reason == "length"
-            assert process.wait(60) == 0
-            assert "all that was accepted is finished" in process.stdout.read()
+            yield process, openai.OpenAI(base_url=url, api_key="none", max_retries=0, timeout=60)
         finally:
             process.kill()
+
+
+@pytest.mark.parametrize("which", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_in_the_midst_of_a_stream_loses_no_token(which, tmp_path):
+    torch.manual_seed(0)
+    save_model(tmp_path / "model", GPT(TEXT.vocabulary, 16, num_layers=2, num_heads=2, context=512), TEXT)
+    with started(tmp_path / "model") as (process, own):
+        stream = own.completions.create(model="model", prompt="ab", max_tokens=500, stream=True)
+        text = next(stream).choices[0].text
+        process.send_signal(which)
+        events = [event.choices[0] for event in stream]
+        assert len(text + "".join(event.text for event in events)) == 500
+        assert events[-1].finish_reason == "length"
+        assert process.wait(60) == 0
+        assert "all that was accepted is finished" in process.stdout.read()
+
+
+def test_a_second_signal_ends_it_at_once(tmp_path):
+    save_model(tmp_path / "model", GPT(TEXT.vocabulary, 16, num_layers=2, num_heads=2, context=20_000), TEXT)
+    with started(tmp_path / "model") as (process, own):
+        stream = own.completions.create(model="model", prompt="ab", max_tokens=19_000, stream=True)
+        next(stream)
+        process.send_signal(signal.SIGTERM)
+        health = str(own.base_url).replace("/v1/", "/health")
+        assert wait_until(lambda: httpx.get(health).status_code == 503)  # the first one has come
+        process.send_signal(signal.SIGTERM)
+        with pytest.raises(openai.APIError, match="shut down before this was done"):
+            list(stream)
+        assert process.wait(60) == 1
+        assert "1 accepted requests were not finished" in process.stdout.read()

@@ -18,7 +18,8 @@ class Server(uvicorn.Server):
     """A worker, its application and the socket they listen on. Use `serve`, or `run` in the main thread.
 
     On SIGTERM or SIGINT it accepts no new request (503), finishes those that it has accepted, for at most
-    `limits.drain_s`, and then ends. A second signal ends it at once.
+    `limits.drain_s`, and then ends. At a second signal it tells
+    them that they will not be finished, and ends at once.
 
     Args:
         model: `models.GPT`.
@@ -60,7 +61,7 @@ class Server(uvicorn.Server):
             timeout_graceful_shutdown=SEND_S,
         )
         super().__init__(config)
-        self._stopping, self.num_cancelled = None, 0
+        self._stopping, self.num_cancelled = False, 0
 
     def run(self):
         """Serve until a signal or `stop`; then what was accepted is finished."""
@@ -73,17 +74,18 @@ class Server(uvicorn.Server):
     def stop(self):
         """Accept nothing more, finish what is accepted within `limits.drain_s`, and let `run` return."""
         self.worker.drain(self.limits.drain_s)
-        self.num_cancelled += self.worker.num_accepted
-        self.worker.close()
+        self._end_the_rest()
         self.should_exit = True
 
+    def _end_the_rest(self):
+        self.num_cancelled = max(self.num_cancelled, self.worker.num_accepted)
+        self.worker.close()
+
     def handle_exit(self, sig, frame):
-        """What uvicorn does at a signal, in the main thread; here another thread waits for what was accepted."""
-        if self._stopping:
-            self.should_exit = self.force_exit = True
-        else:
-            self._stopping = threading.Thread(target=self.stop, name="lessons_lib stop", daemon=True)
-            self._stopping.start()
+        """What uvicorn does at a signal, in the main thread; here other threads wait for what was accepted."""
+        end = self._end_the_rest if self._stopping else self.stop
+        self._stopping = True
+        threading.Thread(target=end, name="lessons_lib stop", daemon=True).start()
 
 
 @contextmanager
