@@ -28,6 +28,7 @@ def test_all_that_is_offered_is_answered_with_its_tokens(model):
         assert [timing.due_s for timing in report.timings] == arrivals_s(200, 30, seed=4)
         for timing in report.answered:
             assert timing.due_s <= timing.first_s <= timing.last_s <= report.took_s
+            assert (timing.first_s == timing.last_s) == (timing.num_tokens == 1)
         assert (len(report.answered), report.num_refused) == (30, 0)
         assert report.row()["tokens_per_s"] * report.took_s == pytest.approx(60)
         refused = offer(server.url, 200, 3, {"prompt": "abc"})
