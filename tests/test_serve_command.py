@@ -1,5 +1,6 @@
 """`python -m lessons_lib serve`: from a file, from nothing, and what is wrong with the arguments."""
 
+import os
 import re
 import socket
 import subprocess
@@ -19,9 +20,8 @@ FOLDER = Path(__file__).resolve().parent.parent
 
 def test_without_a_file_a_tiny_model_is_trained_and_served(tmp_path):
     (tmp_path / "keys").write_text("k\nother\n")
-    with subprocess.Popen(
-        [*COMMAND, "--keys", str(tmp_path / "keys")], cwd=FOLDER, stdout=subprocess.PIPE, text=True
-    ) as process:
+    command, surroundings = [*COMMAND, "--keys", str(tmp_path / "keys")], {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, cwd=FOLDER, env=surroundings, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert "training a tiny one" in process.stdout.readline()
             url = re.match(r"tiny on (http://127\.0\.0\.1:\d+)/v1 ", process.stdout.readline())[1]
