@@ -72,7 +72,8 @@ def export_model(model, path):
 
     Args:
         model: dense `models.GPT`; how many tokens an expert gets would depend on the numbers, which no graph knows.
-        path: of the file, which `torch.export.load(path).module()` runs.
+        path: of the file, which `torch.export.load(path).module()` runs; that falls back to pickle (torch 2.13), so that
+            a file from elsewhere may run code.
 
     Raises:
         ValueError: the model has experts.
