@@ -72,7 +72,7 @@ def export_model(model, path):
 
     Args:
         model: dense `models.GPT`; how many tokens an expert gets would depend on the numbers, which no graph knows.
-        path: of the file, which `torch.export.load(path).module()` runs; that falls back to pickle (torch 2.13), so that
+        path: of the file, which `torch.export.load(path).module()` runs; torch 2.13 falls back to pickle, so that
             a file from elsewhere may run code.
 
     Raises:
