@@ -1,8 +1,13 @@
-"""What every test session shares: notebooks may be slow to print, and a browser may be required."""
+"""What every test session shares: fonts, notebooks that may be slow to print, and a browser that may be required."""
 
 import copy
+import os
 import re
+import shutil
 import signal
+import subprocess
+import sys
+import tempfile
 
 PICTURE = re.compile(r'<img [^>]*src="data:image/png;base64,[^"]*">')
 
@@ -20,6 +25,16 @@ def pytest_configure(config):
     """Shells start background jobs with interrupts ignored, and every process below would ignore them too."""
     if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+    if not hasattr(config, "workerinput") and not config.option.collectonly:
+        own_list_of_fonts(config)
+
+
+def own_list_of_fonts(config):
+    """Matplotlib's list of fonts outlives the environment that wrote it: a stale one makes cells warn that draw."""
+    folder = tempfile.mkdtemp(prefix="matplotlib-")
+    config.add_cleanup(lambda: shutil.rmtree(folder, ignore_errors=True))
+    os.environ["MPLCONFIGDIR"] = folder  # workers and kernels inherit it
+    subprocess.run([sys.executable, "-c", "import matplotlib.font_manager"], check=True)
 
 
 def pytest_itemcollected(item):
