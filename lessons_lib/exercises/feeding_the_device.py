@@ -221,7 +221,9 @@ def _consume(fn, source, depth, leaves_after, seen):
             seen["items"].append(repr(item))
             if len(seen["items"]) == 1:
                 seen["filled"] = source.reaches(1 + depth, within_s=2)
-                time.sleep(0.02 if source.num_items > 8 else 0)  # as long as the item is in use, it may load too far
+            if source.fails_at is not None or (len(seen["items"]) == 1 and source.num_items > 8):
+                time.sleep(0.02)  # as long as the item is in use, it may load too far, or fail
+            if len(seen["items"]) == 1:
                 seen["ahead"] = min(source.taken - 1, depth + 2)
             if len(seen["items"]) == leaves_after:
                 source.reaches(leaves_after + depth + 1, within_s=0.05)  # then the thread waits for a place
