@@ -24,25 +24,7 @@ def lessons(folder):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(
-        prog="python -m lessons_lib",
-        description="Without a command: what this machine is, how fast it is, and the list of lessons.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="command")
-    bench = commands.add_parser("bench", help="measure this library beside torch on the same work")
-    bench.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds, not minutes")
-    bench.add_argument("--save", metavar="FILE", help="write the rows as JSON, too")
-    watch = commands.add_parser("monitor", help="show the heartbeats that ranks write into a folder")
-    watch.add_argument("folder", help="that of their `Heart`s")
-    watch.add_argument("--once", action="store_true", help="show them once, and not every second until Ctrl-C")
-    server = commands.add_parser("serve", help="answer OpenAI's clients: a model over HTTP, until Ctrl-C or SIGTERM")
-    server.add_argument("model", nargs="?", help="a file of serve.save_model; without, a tiny model is trained")
-    server.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone, if not given")
-    server.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
-    server.add_argument("--keys", metavar="FILE", help="a client has to send a key that is a line of this file")
-    server.add_argument("--max-batch", type=int, default=16, help="sequences at once")
-    server.add_argument("--max-queue", type=int, default=64, help="sequences that wait beside them")
-    server.add_argument("--drain", type=float, default=30.0, help="seconds to finish what was accepted, at the end")
+    parser = _parser()
     options = parser.parse_args(arguments)
 
     if options.command == "bench":
@@ -62,15 +44,41 @@ def main(arguments=None):
 
         return run(options, parser.error)
     print(report([measure(device) for device in probe()]), flush=True)
-    folder = Path(__file__).resolve().parent.parent / "notebooks"
-    found = lessons(folder)
+    _list_lessons()
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="python -m lessons_lib",
+        description="Without a command: what this machine is, how fast it is, and the list of lessons.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="command")
+    bench = commands.add_parser("bench", help="measure this library beside torch on the same work")
+    bench.add_argument("--quick", action="store_true", help="fewer sizes and repeats: seconds, not minutes")
+    bench.add_argument("--save", metavar="FILE", help="write the rows as JSON, too")
+    watch = commands.add_parser("monitor", help="show the heartbeats that ranks write into a folder")
+    watch.add_argument("folder", help="that of their `Heart`s")
+    watch.add_argument("--once", action="store_true", help="show them once, and not every second until Ctrl-C")
+    server = commands.add_parser("serve", help="answer OpenAI's clients: a model over HTTP, until Ctrl-C or SIGTERM")
+    server.add_argument("model", nargs="?", help="a file of serve.save_model; without, a tiny model is trained")
+    server.add_argument("--host", default="127.0.0.1", help="where to listen; this machine alone, if not given")
+    server.add_argument("--port", type=int, default=8000, help="0 takes one that is free")
+    server.add_argument("--keys", metavar="FILE", help="a client has to send a key that is a line of this file")
+    server.add_argument("--max-batch", type=int, default=16, help="sequences at once")
+    server.add_argument("--max-queue", type=int, default=64, help="sequences that wait beside them")
+    server.add_argument("--drain", type=float, default=30.0, help="seconds to finish what was accepted, at the end")
+    return parser
+
+
+def _list_lessons():
+    found = lessons(Path(__file__).resolve().parent.parent / "notebooks")
     if not found:
         print("\nThe list of lessons needs a checkout of the project; this is the installed library alone.")
-        return 0
+        return
     print("\nlessons: jupyter lab notebooks/" + found[0][0] + ".ipynb")
     for name, title, question in found:
         print(f"  {name:28}{question or title}")
-    return 0
 
 
 def _watch(folder, once):
