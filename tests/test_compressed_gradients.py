@@ -125,7 +125,7 @@ class Held:
     """A bucket of one parameter."""
 
     def __init__(self, gradients):
-        self.index, self.gradients, self.pairs = 0, gradients, {0: (None, gradients)}
+        self.index, self.gradients, self.pairs, self.unused = 0, gradients, {0: (None, gradients)}, []
 
 
 def test_the_largest_numbers_are_sent_and_what_is_left_waits():
@@ -174,8 +174,7 @@ def test_beside_the_gradients_only_the_flags_travel():
     shapes = [p.shape for p in small_net().parameters()]
     numel = sum(shape.numel() for shape in shapes)
     flags = plain - numel * 8
-    number = 8  # of samples, which a hook needs to know first
-    assert 0 < flags < 100 and less == hook.bytes_sent(shapes, 2, itemsize=8) + flags + number
+    assert 0 < flags < 100 and less == hook.bytes_sent(shapes, 2, itemsize=8) + flags
 
 
 # --- training ---------------------------------------------------------------------------------------------------------
@@ -328,6 +327,69 @@ def test_a_batch_of_another_size_and_one_of_none_leave_what_is_left_alone(hook):
     assert error < (0.02 * went_in.abs().max() if isinstance(hook, Int8Gradients) else 1e-10)
 
 
+class Forked(nn.Module):
+    """A layer for each of two kinds of batches: no rank uses the other one."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layers = nn.ModuleList(nn.Linear(12, 4) for _ in range(2)).double()
+
+    def forward(self, x, which):
+        return self.layers[which](x)
+
+
+@every_hook
+def test_what_is_left_of_an_unused_layer_waits_until_it_is_used(hook):
+    def fn(comm, hook):
+        net, summed = DataParallel(Forked(), comm, hook=hook), 0
+        for step, which in enumerate((0, 1, 1, 0)):
+            net.zero_grad()
+            x, y = (part[comm.rank :: comm.world_size] for part in batch(step))
+            nn.functional.mse_loss(net(x, which), y).backward()
+            assert net.module.layers[1 - which].weight.grad is None
+            given = [torch.zeros(p.shape, dtype=WIDE) if p.grad is None else p.grad for p in net.parameters()]
+            summed += torch.cat([each.flatten() for each in given[::-1]])  # in the order of the bucket
+        return summed, hook.left()[0]
+
+    def plain(step, which):
+        net, (x, y) = Forked(), batch(step)
+        nn.functional.mse_loss(net(x, which), y).backward()
+        given = [torch.zeros(p.shape, dtype=WIDE) if p.grad is None else p.grad for p in net.parameters()]
+        return torch.cat([each.flatten() for each in given[::-1]])
+
+    done = launch(fn, hook, world_size=2)
+    went_in = sum(plain(step, which) for step, which in enumerate((0, 1, 1, 0)))
+    error = (done[0][0] + sum(left for _, left in done) - went_in).abs().max()
+    assert error < (0.02 * went_in.abs().max() if isinstance(hook, Int8Gradients) else 1e-10)
+
+
+def test_a_hook_serves_one_model_until_that_is_wrapped_again_or_gone():
+    def fn(comm):
+        hook, module = TopK(0.1), small_net()
+        net = DataParallel(module, comm, hook=hook)
+        backward(net, comm, 0)
+        net = DataParallel(module, comm, hook=hook)
+        backward(net, comm, 1)
+        try:
+            DataParallel(small_net(), comm, hook=hook)
+        except ValueError as error:
+            return str(error)
+
+    assert launch(fn, world_size=2) == ["hook=TopK: it serves another DataParallel already, a new one is needed"] * 2
+
+
+def test_a_state_of_another_hook_or_for_none_is_refused():
+    def fn(comm, hook):
+        net = DataParallel(small_net(), comm, hook=TopK(0.1))
+        DataParallel(small_net(), comm, hook=hook).load_run_state(net.run_state())
+
+    with pytest.raises(RankFailed, match="hook=PowerSGD: the state is of a TopK"):
+        launch(fn, PowerSGD(1), world_size=2)
+    with pytest.raises(RankFailed, match="hook=None: the state is of a run with a hook"):
+        launch(fn, None, world_size=2)
+
+
 def test_ranks_with_other_hooks_and_states_that_do_not_fit_are_refused():
     def other_hooks(comm):
         DataParallel(small_net(), comm, hook=TopK(0.1 * (1 + comm.rank)))
@@ -337,7 +399,7 @@ def test_ranks_with_other_hooks_and_states_that_do_not_fit_are_refused():
 
     def other_state(comm):
         hook = TopK(0.1)
-        hook.load_state_dict({"left": {"0": torch.zeros(3, dtype=WIDE)}})
+        hook.load_state_dict({"kind": "TopK", "left": {"0": torch.zeros(3, dtype=WIDE)}})
         backward(DataParallel(small_net(), comm, hook=hook), comm, 0)
 
     with pytest.raises(RankFailed, match="bucket 0 has 276 numbers, and the loaded state 3"):

@@ -2,8 +2,8 @@
 
 import torch
 
-from .feedback import Compression
-from .quantize import LARGEST, Quantized
+from .feedback import Compression, unless_unused
+from .quantize import Quantized, quantize
 
 SCALE_BYTES = 8  # a scale travels in float64 before its values
 
@@ -33,15 +33,15 @@ class Int8Gradients(Compression):
         theirs = torch.empty_like(mine)
         comm.all_to_all(theirs, mine)
         total = sum(_unpack(row, padded.dtype) for row in theirs)
-        left = self._sums_left.get(bucket.index)
-        if self.feedback and left is not None:
-            total += left
+        left = self._sums_left.get(bucket.index, torch.zeros_like(total))
+        due = unless_unused(left, bucket, start=comm.rank * size)
+        total += due
         packed = _pack(total)
         sums = torch.empty_like(mine)
         comm.all_gather(sums, packed)
         bucket.gradients.copy_(torch.stack([_unpack(row, padded.dtype) for row in sums]).flatten()[:n])
         if self.feedback and torch.isfinite(bucket.gradients).all():
-            self._sums_left[bucket.index] = total - _unpack(packed, padded.dtype)
+            self._sums_left[bucket.index] = total - _unpack(packed, padded.dtype) + (left - due)
         return own
 
     def forget(self, index):
@@ -62,11 +62,10 @@ class Int8Gradients(Compression):
 
 def _pack(x):
     """A scale and int8 values as one message of bytes. Where a number is not finite the scale says so."""
-    wide = x.double()
-    scale = wide.abs().amax() / LARGEST
-    scale = torch.where(scale > 0, scale, torch.ones_like(scale)) if torch.isfinite(scale) else scale * torch.nan
-    values = (wide / scale).round().nan_to_num().to(torch.int8)
-    return torch.cat([scale.view(1).view(torch.int8), values])
+    finite = torch.isfinite(x).all()
+    small = quantize(x.double() if finite else torch.zeros_like(x, dtype=torch.float64))
+    scale = small.scale if finite else small.scale * torch.nan
+    return torch.cat([scale.view(1).view(torch.int8), small.values])
 
 
 def _unpack(message, dtype):

@@ -33,7 +33,7 @@ class PowerSGD(Compression):
         check_whole("seed", seed, 0)
         check_whole("start_step", start_step, 0)
         self.rank, self.seed, self.start_step = rank, seed, start_step
-        self._steps, self._queues = {}, {}  # of each bucket: steps made; (shapes, the Q of each matrix)
+        self._steps, self._qs = {}, {}  # of each bucket: steps made, the Q of each matrix
 
     def reduce(self, bucket, comm):
         step = self._steps.get(bucket.index, 0)
@@ -67,16 +67,14 @@ class PowerSGD(Compression):
         for matrix, p, q in zip(matrices, ps, qs, strict=True):
             matrix.copy_(p @ q.T)
         if all(torch.isfinite(q).all() for q in qs):
-            self._queues[index] = [m.shape for m in wide], qs
+            self._qs[index] = qs
 
     def _first_qs(self, matrices, index):
-        """The Qs of the last step; at the start, where shapes have changed, or where one has become 0, new ones."""
-        shapes, qs = self._queues.get(index, (None, None))
+        """The Qs of the last step; new ones at the start, and where one has become 0."""
         generator = torch.Generator().manual_seed(self.seed)
         fresh = [torch.randn(m.shape[1], self.rank, generator=generator, dtype=m.dtype) for m in matrices]
-        if shapes is None or [tuple(s) for s in shapes] != [tuple(m.shape) for m in matrices]:
-            return [q.to(m.device) for q, m in zip(fresh, matrices, strict=True)]
-        return [q if q.any() else new.to(q.device) for q, new in zip(qs, fresh, strict=True)]
+        fresh = [q.to(m.device) for q, m in zip(fresh, matrices, strict=True)]
+        return [q if q.any() else new for q, new in zip(self._qs.get(index, fresh), fresh, strict=True)]
 
     def _is_compressed(self, shape):
         if len(shape) < 2:
@@ -85,21 +83,24 @@ class PowerSGD(Compression):
         return (n + m) * self.rank < n * m
 
     def bytes_sent(self, shapes, world_size, itemsize=4):
-        numel = 0
-        for shape in map(torch.Size, shapes):
-            thin = (shape[0] + shape[1:].numel()) * self.rank if len(shape) > 1 else 0
-            numel += thin if self._is_compressed(shape) else shape.numel()
+        numel = sum(self._num_sent(torch.Size(shape)) for shape in shapes)
         return 2 * (world_size - 1) / world_size * numel * itemsize
 
+    def _num_sent(self, shape):
+        return (shape[0] + shape[1:].numel()) * self.rank if self._is_compressed(shape) else shape.numel()
+
     def state_dict(self):
-        qs = {str(index): list(qs) for index, (_, qs) in self._queues.items()}
-        shapes = {str(index): [list(shape) for shape in shapes] for index, (shapes, _) in self._queues.items()}
-        return super().state_dict() | {"steps": {str(i): n for i, n in self._steps.items()}, "qs": qs, "shapes": shapes}
+        steps = {str(index): number for index, number in self._steps.items()}
+        return super().state_dict() | {"steps": steps, "qs": {str(index): list(qs) for index, qs in self._qs.items()}}
 
     def load_state_dict(self, state):
         super().load_state_dict(state)
         self._steps = {int(index): steps for index, steps in state["steps"].items()}
-        self._queues = {int(index): (state["shapes"][index], list(qs)) for index, qs in state["qs"].items()}
+        self._qs = {int(index): list(qs) for index, qs in state["qs"].items()}
+
+    def forget(self, index):
+        super().forget(index)
+        self._qs.pop(index, None)
 
 
 def _sum_over_ranks(tensors, comm):

@@ -21,6 +21,8 @@ class Bucket:
         missing: those pairs whose gradient has not come yet in this pass.
         work: the handle of the reduction under way, or None.
         weight: what this rank's gradients count in this pass.
+        unused: the ids of those parameters that no rank has used in this pass, where a hook adds up: what it leaves of
+            them is dropped.
     """
 
     def __init__(self, parameters, comm, num_flags, index=0):
@@ -30,7 +32,7 @@ class Bucket:
         self.gradients, self.flags = self.flat[:numel], self.flat[numel:]
         parts = self.gradients.split([parameter.numel() for parameter in parameters]) if parameters else []
         self.pairs = {id(p): (p, part.view_as(p)) for p, part in zip(parameters, parts, strict=True)}
-        self.missing, self.work, self.weight = {}, None, 0.0
+        self.missing, self.work, self.weight, self.unused = {}, None, 0.0, []
         # Multiplying by a tensor is faster than by a number, most of all by one of the same dtype, if that is exact.
         self._factor = torch.tensor(0.0, dtype=self.flat.dtype if self.flat.dtype in FLAG_DTYPES else torch.float64)
 
@@ -42,6 +44,11 @@ class Bucket:
             self.weight = weight
             self._factor.fill_(weight)
 
+    def fill_missing(self):
+        """Put in what has not come yet: zeros for a parameter without a gradient."""
+        for parameter, view in self.missing.values():
+            self.fill(parameter, view)
+
     def settle(self):
         """Wait for the reduction under way, if there is one."""
         if self.work is not None:
@@ -51,7 +58,7 @@ class Bucket:
     def fill(self, parameter, view):
         """Put this rank's gradient into its part of the buffer, weighted."""
         gradient = parameter.grad
-        if gradient is None:
+        if gradient is None or self.weight == 0:  # without samples, whatever it is, even nan, it does not count
             view.zero_()
         elif gradient.layout is not torch.strided:
             raise TypeError(f"a gradient of layout {gradient.layout}: dense ones are needed, so use sparse=False")

@@ -35,9 +35,10 @@ class DataParallel(nn.Module):
         broadcast_buffers: take over rank 0's buffers (batch norm statistics) before each forward pass in training.
         batch_dim: along which dimension of the tensors given to `forward` the n_k samples lie; 0 if None. Must be
             given for modules with `batch_first=False` inside.
-        hook: called as `hook(bucket, comm)` for each bucket in place of its all-reduce, in the same order on all ranks;
-            it leaves the sum over ranks of `bucket.gradients` there. Those of `lessons_lib.compress` send less
-            (lesson 24). What it keeps between steps (`state_dict`) is kept by a `Checkpoints` too.
+        hook: called as `hook(bucket, comm)` for each bucket in place of its all-reduce, in the same order on all ranks,
+            when `backward()` is done; it leaves the sum over ranks of `bucket.gradients` there. Those of
+            `lessons_lib.compress` send less (lesson 24). What it keeps between steps (`state_dict`) is kept by a
+            `Checkpoints` too.
 
     Attributes:
         module: the wrapped module.
@@ -54,8 +55,8 @@ class DataParallel(nn.Module):
         CollectiveMismatch: the ranks' modules or options differ.
 
     Communication: one all-reduce of the gradients a backward pass, and as many numbers more as there are parameters,
-    plus 4. For half precision, and with a hook, one more of a single number; two more of few numbers where the lengths
-    of several inputs, or of several forward passes, differ.
+    plus 4. For half precision one more of a single number; two more of few numbers where the lengths of several
+    inputs, or of several forward passes, differ.
 
     Differs from torch's DDP: parameters without a gradient need no flag, and keep `grad` None if no rank has one;
     uneven shards are weighted; `net.module(x)` counts as `net(x)` does; several backward passes may go through one
@@ -88,6 +89,8 @@ class DataParallel(nn.Module):
         self._options += f", hook={_told(hook)}" * (hook is not None)
         self._reducer = Reducer(comm, bucket_cap_mb * 1e6, overlap, weight_by_batch, hook)
         self._adopt()
+        if hasattr(hook, "serve"):
+            hook.serve(self._reducer)
         self._counter, self._takes_weight = SampleCounter(module, self._reducer, batch_dim or 0), takes_weight(module)
         shards = _find_shards(module, weight_by_batch, batch_dim or 0)
         self._check_shards = shards and shards.check_sync
@@ -152,8 +155,12 @@ class DataParallel(nn.Module):
     def load_run_state(self, state):
         """Go on as the run did that gave `state`, bit for bit."""
         self._reducer.unit = state["unit"]
+        hook = self._reducer.hook
+        if "hook" in state and not hasattr(hook, "load_state_dict"):
+            told = None if hook is None else _told(hook)
+            raise ValueError(f"hook={told}: the state is of a run with a hook that keeps something, one is needed")
         if "hook" in state:
-            self._reducer.hook.load_state_dict(state["hook"])
+            hook.load_state_dict(state["hook"])
 
     def __reduce__(self):
         raise TypeError(

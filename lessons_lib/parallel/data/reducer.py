@@ -22,6 +22,7 @@ class Reducer:
         overlap: whether buckets are reduced in a thread while the backward pass goes on.
         weight_by_batch: False: every n_k is 1.
         hook: `hook(bucket, comm)` adds up `bucket.gradients` over all ranks in place of an all-reduce, or None.
+            The flags go first then: it gets this rank's part of the mean, and knows what no rank has used.
 
     Attributes:
         is_synced: whether gradients of forward passes from now on are to be averaged, or add up on this rank.
@@ -30,8 +31,8 @@ class Reducer:
     """
 
     def __init__(self, comm, cap_bytes, overlap, weight_by_batch, hook=None):
-        self.comm, self._cap_bytes, self._overlap, self.weight_by_batch = comm, cap_bytes, overlap, weight_by_batch
-        self.hook = hook
+        self.comm, self._cap_bytes, self.weight_by_batch, self.hook = comm, cap_bytes, weight_by_batch, hook
+        self._overlap = overlap and hook is None
         self.is_synced, self.is_released, self._handles = True, False, []
         self._token, self.unit, self._number = _nothing, comm.world_size, 0
         self._kept, self._differentiated = [], []
@@ -51,7 +52,7 @@ class Reducer:
         self._pairs = [pair for bucket in self._buckets for pair in bucket.pairs.values()]
         self._bucket_of = {key: bucket for bucket in self._buckets for key in bucket.pairs}
         self._flags = self._buckets[-1].flags
-        self._is_exact = self.hook is None and all(bucket.flat.dtype in FLAG_DTYPES for bucket in self._buckets)
+        self._is_exact = all(bucket.flat.dtype in FLAG_DTYPES for bucket in self._buckets)
         hook = Hook(self, Reducer._ready)
         self._handles += [parameter.register_post_accumulate_grad_hook(hook) for parameter in parameters]
 
@@ -155,14 +156,14 @@ class Reducer:
         """
         if not self.weight_by_batch:
             counts = [(1,)]
+        if self.hook is not None:
+            self._average_by_hook(counts)
+            return
         if self._next is None:
             self._open(counts[0] if counts else (0,))
         for bucket in self._buckets:
-            for parameter, view in bucket.missing.values():
-                bucket.fill(parameter, view)
-        has_gradient = [parameter.grad is not None for parameter, _ in self._pairs]
-        mine = [*has_gradient, *flags_of(counts, self._number, self.unit)]
-        self._flags.copy_(torch.tensor(mine, dtype=self._flags.dtype))
+            bucket.fill_missing()
+        self._flags.copy_(self._own_flags(counts))
         while self._next < len(self._buckets):
             self._reduce_next(async_op=False)  # nothing is left that it could overlap with
         for bucket in self._buckets:
@@ -176,13 +177,34 @@ class Reducer:
             for (parameter, _), gradient in zip(self._pairs, self._before, strict=True):
                 parameter.grad = gradient
 
+    def _average_by_hook(self, counts):
+        flags = self._own_flags(counts)
+        self.comm.all_reduce(flags)
+        flags = flags.tolist()
+        num_samples = check_flags(flags[-NUM_FLAGS:], counts, self.comm)
+        if not num_samples:
+            return
+        self.unit = num_samples
+        used = iter(flags)
+        for bucket in self._buckets:
+            bucket.open(counts[0][0] / num_samples)
+            bucket.fill_missing()
+            bucket.unused = [key for key in bucket.pairs if not next(used)]
+            if bucket.pairs:
+                self.hook(bucket, self.comm)
+        self._hand_over(flags)
+
+    def _own_flags(self, counts):
+        has_gradient = [parameter.grad is not None for parameter, _ in self._pairs]
+        return torch.tensor([*has_gradient, *flags_of(counts, self._number, self.unit)], dtype=self._flags.dtype)
+
     def _open(self, sizes):
         """The first gradient of this pass is put into its bucket: weigh it by the first forward pass."""
-        self._next, num_samples, self._has_samples = 0, sizes[0], True
-        if not self._is_exact:  # weights above 1 would soon be too large for half precision, and a hook needs the mean
+        self._next, num_samples = 0, sizes[0]
+        if not self._is_exact:  # in half precision, weights above 1 would soon be too large
             total = torch.tensor([num_samples], dtype=torch.float64)
             self.comm.all_reduce(total)
-            self.unit, self._has_samples = total.item() or self.unit, total.item() > 0
+            self.unit = total.item() or self.unit
         for bucket in self._buckets:
             bucket.open(num_samples / self.unit)
         grads = [parameter.grad for parameter, _ in self._pairs] if num_samples == 0 else []
@@ -190,16 +212,9 @@ class Reducer:
 
     def _reduce_next(self, async_op):
         bucket = self._buckets[self._next]
-        if bucket.weight == 0:  # no sample here: whatever the gradients are, even nan, they do not count
-            bucket.gradients.zero_()
-        self._next += 1
-        if self.hook is not None and self._has_samples:
-            self.hook(bucket, self.comm)
-            if len(bucket.flags):
-                self.comm.all_reduce(bucket.flags)
-            return
         # Ranks agreed on the buckets when they were made, and the flags tell whether they are in the same pass.
         bucket.work = self.comm.all_reduce(bucket.flat, async_op=async_op, is_agreed=True)
+        self._next += 1
 
     def _rescale(self, num_samples):
         """Divide by the number of samples. The weights were made with the last step's number, most often the same."""
