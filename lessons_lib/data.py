@@ -1,5 +1,6 @@
 """Data that needs no download, and the sampler that deals it out to ranks."""
 
+import functools
 import math
 import sys
 from numbers import Real
@@ -58,6 +59,22 @@ def digits_28(dtype=torch.float32, seed=0, test_fraction=0.2):
         functional.interpolate(x, size=(28, 28), mode="bilinear", align_corners=False) for x in (x_train, x_test)
     )
     return x_train, y_train, x_test, y_test
+
+
+@functools.cache
+def help_pages():
+    """The pages behind Python's own `help("LOOPING")` and its like, one after the other, a token for each character.
+
+    Returns:
+        (tokens, alphabet): int64 (N,), 464,551; and a text of 96 characters, of which token i is the i-th: the
+        line end and what ASCII can print. Other characters are left out.
+    """
+    from pydoc_data.topics import topics
+
+    alphabet = "\n" + "".join(map(chr, range(32, 127)))
+    numbers = {character: number for number, character in enumerate(alphabet)}
+    text = "\n\n".join(topics[name] for name in sorted(topics))
+    return torch.tensor([numbers[character] for character in text if character in numbers]), alphabet
 
 
 def regression(num_samples, num_features, noise=0.1, seed=0, condition=None, dtype=torch.float32):

@@ -14,7 +14,7 @@ FLOORS = {
     "schedules": 0.5,
     "comm": 1,
     **dict.fromkeys(("checkpoint", "cost", "monitor", "parallel"), 2),
-    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "pager", "serve", "__main__"), 3),
+    **dict.fromkeys(("launch", "train", "bench", "check_run", "museum", "pager", "capstone", "serve", "__main__"), 3),
     **dict.fromkeys(("show", "exercises"), 4),
 }
 WITHOUT_TORCH = "schedules"  # and all that it imports

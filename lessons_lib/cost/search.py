@@ -40,12 +40,13 @@ class Candidate(NamedTuple):
     reason: str
 
 
-def search(model, cluster, budget):
+def search(model, cluster, budget, candidates=None):
     """Find the cheapest plan that fits: the least money; where devices have no price the least device-seconds.
 
     Args:
         model, cluster: a `Model` and a `Cluster`; a plan may leave devices unused.
         budget: a `Budget`.
+        candidates: the plans to choose from; if not given, all that `plans` finds.
 
     Returns:
         A list of `Candidate`s, the best first, those that fit in their order, then those that do not.
@@ -57,7 +58,8 @@ def search(model, cluster, budget):
     check_types(model=model, cluster=cluster)
     if not isinstance(budget, Budget):
         raise TypeError(f"budget is a {type(budget).__name__}: a Budget is needed")
-    tried = [(plan, predict(model, cluster, plan)) for plan in plans(model, cluster, budget.batch)]
+    candidates = plans(model, cluster, budget.batch) if candidates is None else candidates
+    tried = [(plan, predict(model, cluster, plan)) for plan in candidates]
     if not tried:
         raise ValueError(f"batch={budget.batch}: no plan divides it, the layers and the heads among the devices")
     fit = [each for each in tried if not _too_much(each[1], cluster, budget)]

@@ -3,10 +3,9 @@
 import torch
 from torch.nn import functional as F
 
+from ..data import help_pages
 from ..models import GPT
 from .text import Characters
-
-ALPHABET = "\n" + "".join(map(chr, range(32, 127)))
 
 
 def tiny_model(steps=150, width=64, num_layers=2, num_heads=4, context=128, seed=0):
@@ -20,11 +19,8 @@ def tiny_model(steps=150, width=64, num_layers=2, num_heads=4, context=128, seed
     Returns:
         (model, tokenizer), the model in evaluation mode.
     """
-    from pydoc_data.topics import topics
-
-    tokenizer = Characters(ALPHABET)
-    text = "\n\n".join(topics[name] for name in sorted(topics))
-    tokens = torch.tensor(tokenizer.encode([character for character in text if character in ALPHABET]))
+    tokens, alphabet = help_pages()
+    tokenizer = Characters(alphabet)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = GPT(tokenizer.vocabulary, width, num_layers, num_heads, context)

@@ -1,7 +1,7 @@
 """Cutting a list of layers into the stages of a pipeline, and a batch into its micro-batches (lesson 16)."""
 
 from collections import OrderedDict
-from itertools import pairwise
+from itertools import accumulate, pairwise
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from torch import nn
 from ...errors import check_whole
 
 
-def split_layers(layers, num_stages):
-    """Cut layers into stages of nearly equal numbers of layers, the longer ones last.
+def split_layers(layers, num_stages, lengths=None):
+    """Cut layers into stages, of nearly equal numbers of layers, the longer ones last, or of given numbers.
 
     A layer keeps its number among all layers as its name: in state dicts it is called alike however many stages there
     are, and as in `nn.Sequential(*layers)`.
@@ -18,18 +18,26 @@ def split_layers(layers, num_stages):
     Args:
         layers: a list of modules, such as `GPT(...).stages()`, or an `nn.Sequential`.
         num_stages: how many stages.
+        lengths: how many layers each stage has, a list.
 
     Returns:
         A list of `nn.Sequential`.
 
     Raises:
-        ValueError: there are more stages than layers.
+        ValueError: there are more stages than layers, or `lengths` are not so many numbers whose sum is theirs.
     """
     layers = list(layers)
     check_whole("num_stages", num_stages, 1)
     if num_stages > len(layers):
         raise ValueError(f"num_stages={num_stages}: at most {len(layers)} are possible, the number of layers")
-    cuts = [number * len(layers) // num_stages for number in range(num_stages + 1)]
+    if lengths is None:
+        cuts = [number * len(layers) // num_stages for number in range(num_stages + 1)]
+    else:
+        cuts = [0, *accumulate(lengths)]
+        if len(lengths) != num_stages or min(lengths) < 1 or cuts[-1] != len(layers):
+            raise ValueError(
+                f"lengths={lengths!r}: {num_stages} numbers from 1 on with the sum {len(layers)} are needed"
+            )
     named = [(str(number), layer) for number, layer in enumerate(layers)]
     return [nn.Sequential(OrderedDict(named[start:stop])) for start, stop in pairwise(cuts)]
 
