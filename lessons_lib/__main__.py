@@ -1,25 +1,40 @@
 """`python -m lessons_lib`: this machine and the lessons; with a command: bench, monitor or serve."""
 
 import argparse
+import itertools
 import json
 import re
 import sys
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 from .devices import measure, probe, report
 
 
+class Lesson(NamedTuple):
+    """What the first cell of a notebook says about it; "" or 0 where it says nothing."""
+
+    name: str
+    title: str
+    question: str
+    minutes: int
+    part: str
+
+
 def lessons(folder):
-    """(file name, title, question) of every lesson in `folder`, read from the first cell of each notebook."""
+    """A `Lesson` for each notebook in `folder` whose name begins with a number, in the order of the names."""
     found = []
-    for path in sorted(folder.glob("[0-9][0-9]-*.ipynb")):
+    for path in sorted(folder.glob("[0-9][0-9]*-*.ipynb")):
         cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
         text = "".join(cells[0]["source"]) if cells else ""
         title = re.search(r"^#\s+(.+)", text, re.MULTILINE)
         question = re.search(r"[^.:*_>#\n]+\?", text)
-        found.append((path.stem, title[1].strip() if title else "", question[0].strip() if question else ""))
+        minutes = re.search(r"\*Time:\* (\d+) minutes", text)
+        part = re.search(r"^\*Your path, (Part .+):\*$", text, re.MULTILINE)
+        said = [each[1].strip() if each else "" for each in (title, minutes, part)]
+        found.append(Lesson(path.stem, said[0], question[0].strip() if question else "", int(said[1] or 0), said[2]))
     return found
 
 
@@ -76,9 +91,14 @@ def _list_lessons():
     if not found:
         print("\nThe list of lessons needs a checkout of the project; this is the installed library alone.")
         return
-    print("\nlessons: jupyter lab notebooks/" + found[0][0] + ".ipynb")
-    for name, title, question in found:
-        print(f"  {name:28}{question or title}")
+    hours = round(sum(lesson.minutes for lesson in found) / 60)
+    print(f"\nlessons, {hours} hours in all: jupyter lab notebooks/{found[0].name}.ipynb")
+    for part, in_it in itertools.groupby(found, key=lambda lesson: lesson.part):
+        in_it = list(in_it)
+        if part:
+            print(f"{part}, {sum(lesson.minutes for lesson in in_it)} minutes")
+        for lesson in in_it:
+            print(f"  {lesson.name:28}{lesson.minutes:4} min  {lesson.question or lesson.title}")
 
 
 def _watch(folder, once):

@@ -2,13 +2,16 @@
 
 python tests/path_line.py
 
-A lesson shows the lessons of its own part, and leads to the parts before and after. A new notebook appears by itself.
+A lesson shows the lessons of its own part, and leads to the parts before and after; lesson 00 shows all parts. Minutes
+are those that the first cells say. A new notebook appears by itself, and places in notebooks/topics.md are led anew.
 """
 
 import json
 import pathlib
 import re
 from dataclasses import dataclass
+
+import topics
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 # The number of the first lesson of each part, and the name of the part. Lesson 00 stands before them.
@@ -22,16 +25,18 @@ PARTS = {
     24: "Part 6 · After training",
 }
 PATH_LINE = re.compile(r"\n\n\*Your path.*", re.DOTALL)
-TABLE = re.compile(r"(?<=\| \| question \|\n\|---\|---\|\n)(?:\|.*\n)+")
+TABLE = re.compile(r"(?<=\| \| question \| minutes \|\n\|---\|---\|--:\|\n)(?:\|.*\n)+")
+SPAN = re.compile(r"Each takes \d+ to \d+ minutes, all together \d+ hours")
 
 
 @dataclass(frozen=True)
 class Lesson:
-    """What the first cell of a notebook says about it: the title "02 Losses", and the question."""
+    """What the first cell of a notebook says about it: the title "02 Losses", the question, and the minutes."""
 
     file: str
     title: str
     question: str
+    minutes: int
 
     @property
     def part(self):
@@ -48,7 +53,8 @@ def lessons(folder=ROOT / "notebooks"):
 def _described(path):
     head = first_cell(json.loads(path.read_text(encoding="utf-8")))
     number, title = re.match(r"# (\w+) · (.+)", head).groups()
-    return Lesson(path.name, f"{number} {title}", re.search(r"^\*\*(.+\?)\*\*$", head, re.MULTILINE).group(1))
+    question = re.search(r"^\*\*(.+\?)\*\*$", head, re.MULTILINE).group(1)
+    return Lesson(path.name, f"{number} {title}", question, int(re.search(r"\*Time:\* (\d+) minutes", head).group(1)))
 
 
 def first_cell(notebook):
@@ -58,17 +64,45 @@ def first_cell(notebook):
 
 def path_line(file, course):
     """The path line of the lesson in `file`, in Markdown; `course` is a list of all `Lesson`s."""
-    by_part = {}
-    for lesson in course:
-        by_part.setdefault(lesson.part, []).append(lesson)
+    by_part = parts(course)
     names = list(by_part)
     own = next(lesson.part for lesson in course if lesson.file == file)
+    if not own:
+        return _all_parts(by_part)
     steps = [f"**{each.title}**" if each.file == file else _link(each.title, each) for each in by_part[own]]
-    line = f"*Your path{', ' * bool(own)}{own}:*\n" + " →\n".join(steps)
+    line = f"*Your path, {own}:*\n" + " →\n".join(steps)
     at = names.index(own)
     beside = {"Before": names[max(at - 1, 0) : at], "After": names[at + 1 : at + 2]}
     leads = [f"*{word}:* {_to_part(by_part[name])}." for word, found in beside.items() for name in found]
     return line + "\n\n" * bool(leads) + " ".join(leads)
+
+
+def parts(course):
+    """{name of a part: its lessons}, in order; lesson 00 has a part without a name."""
+    found = {}
+    for lesson in course:
+        found.setdefault(lesson.part, []).append(lesson)
+    return found
+
+
+def minutes(course):
+    """The minutes of all lessons in a list together."""
+    return sum(lesson.minutes for lesson in course)
+
+
+def hours(course):
+    """The same in whole hours."""
+    return round(minutes(course) / 60)
+
+
+def _all_parts(by_part):
+    """What lesson 00 has for a path: all parts, with their lessons and minutes."""
+    [start], *others = by_part.values()
+    steps = [f"- **{start.title}**, {start.minutes} minutes"]
+    for part in others:
+        steps.append(f"- {_to_part(part)}, {len(part)} lesson{'s' * (len(part) > 1)}, {minutes(part)} minutes")
+    everything = [lesson for part in by_part.values() for lesson in part]
+    return f"*Your path, {hours(everything)} hours in all:*\n\n" + "\n".join(steps)
 
 
 def _to_part(part):
@@ -90,22 +124,25 @@ def with_path_line(path, course):
 
 def with_table(readme, course):
     """The text of the README, with the table of lessons that it should have."""
-    rows, part = [], ""
-    for lesson in course:
-        if lesson.part != part:
-            part = lesson.part
-            rows.append(f"| **{part}** | |\n")
-        rows.append(f"| [{lesson.title}](notebooks/{lesson.file}) | {lesson.question} |\n")
-    return TABLE.sub("".join(rows), readme)
+    rows = []
+    for name, part in parts(course).items():
+        if name:
+            rows.append(f"| **{name}** | | **{minutes(part)}** |\n")
+        for lesson in part:
+            rows.append(f"| [{lesson.title}](notebooks/{lesson.file}) | {lesson.question} | {lesson.minutes} |\n")
+    times = sorted(lesson.minutes for lesson in course)
+    span = f"Each takes {times[0]} to {times[-1]} minutes, all together {hours(course)} hours"
+    return SPAN.sub(span, TABLE.sub("".join(rows), readme))
 
 
 def main():
-    """Write all path lines and the table."""
+    """Write all path lines, the table and the places of topics."""
     course, readme = lessons(), ROOT / "README.md"
     for lesson in course:
         path = ROOT / "notebooks" / lesson.file
         path.write_text(with_path_line(path, course), encoding="utf-8", newline="\n")
     readme.write_text(with_table(readme.read_text(encoding="utf-8"), course), encoding="utf-8", newline="\n")
+    topics.main()
 
 
 if __name__ == "__main__":

@@ -211,22 +211,36 @@ def notebook(path, source):
 def test_lessons_are_read_from_the_notebooks(tmp_path):
     notebook(
         tmp_path / "07-one-device.ipynb",
-        ["# One device\n", "\n", "**Question:** *Which device, which batch?* Bring 30 minutes."],
+        [
+            "# One device\n",
+            "\n",
+            "**Which device?** *Time:* 30 minutes.\n",
+            "\n",
+            "*Your path, Part 2 · One:*\n",
+            "**07**",
+        ],
     )
+    notebook(tmp_path / "07b-more.ipynb", ["# More\n", "**Question:** *Which batch?* Bring 30 minutes."])
     notebook(tmp_path / "01-descent.ipynb", ["# Descent\n", "No question here."])
     notebook(tmp_path / "scratch.ipynb", ["# Not a lesson"])
     assert __main__.lessons(tmp_path) == [
-        ("01-descent", "Descent", ""),
-        ("07-one-device", "One device", "Which device, which batch?"),
+        ("01-descent", "Descent", "", 0, ""),
+        ("07-one-device", "One device", "Which device?", 30, "Part 2 · One"),
+        ("07b-more", "More", "Which batch?", 0, ""),
     ]
     assert __main__.lessons(tmp_path / "missing") == []
 
 
 def test_the_command_prints_the_report_and_the_lessons(capsys, monkeypatch):
-    monkeypatch.setattr(__main__, "lessons", lambda folder: [("00-start-here", "Start", "Can it be a cluster?")])
+    start = __main__.Lesson("00-start-here", "Start", "Can it be a cluster?", 40, "")
+    losses = __main__.Lesson("02-losses", "Losses", "", 90, "Part 1 · Descent")
+    monkeypatch.setattr(__main__, "lessons", lambda folder: [start, losses])
     assert __main__.main([]) == 0
     out = capsys.readouterr().out
-    assert "measured       cpu: " in out and "  00-start-here               Can it be a cluster?" in out
+    assert "measured       cpu: " in out and "\nlessons, 2 hours in all: jupyter lab notebooks/00-start-" in out
+    assert (
+        "  00-start-here                 40 min  Can it be a cluster?\nPart 1 · Descent, 90 minutes\n  02-losses" in out
+    )
     monkeypatch.setattr(__main__, "lessons", lambda folder: [])
     __main__.main([])
     assert "needs a checkout" in capsys.readouterr().out

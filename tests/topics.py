@@ -7,11 +7,11 @@ no more than [11, ]() [`words`]().
 """
 
 import json
+import pathlib
 import re
 from urllib.parse import quote
 
-from path_line import ROOT
-
+ROOT = pathlib.Path(__file__).resolve().parent.parent
 PAGE = ROOT / "notebooks/topics.md"
 PLACE = re.compile(r"\[(\w+), [^\]]*\]\([^ ]*\) \[`([^`]+)`\]\([^ ]*\)")
 SAFE = "?/:@!$&'*+,;="  # what stays as it is in the link to a heading; a parenthesis would end the link
