@@ -83,6 +83,16 @@ def test_each_lesson_ends_by_leading_to_the_next():
         assert leads or int(lesson.file[:2]) > LAST_THAT_LEADS_ON, lesson.file
 
 
+@every_lesson
+def test_it_has_the_sections_that_a_lesson_has(lesson):
+    text = prose(ROOT / "notebooks" / lesson.file)
+    headings = re.findall(r"^## (.+)", text, re.MULTILINE)
+    for part in ("In practice", "What to keep in mind", "Sources"):
+        assert any(heading.startswith(part) for heading in headings), part
+    points = text.partition("## What to keep in mind\n")[2].partition("\n## ")[0]
+    assert len(re.findall(r"^(?:-|\d\.) ", points, re.MULTILINE)) == 5
+
+
 @every_page
 def test_it_speaks_as_all_others_do(page):
     text = without_titles(without_code(prose(page)))
