@@ -21,11 +21,11 @@ def test_a_row_names_cells_that_were_run(row):
     _, articles, what, where = row.split(" | ")
     assert all(SECTIONS.fullmatch(part) for part in articles.split("; ")) and what
     found = places(where)
-    assert found and len(found) == where.count("#cell-id=") == where.count("<br>") + 1
+    assert found and len(found) == where.count("`](") == where.count("<br>") + 1
     assert len(set(found)) == len(found)
     for lesson, words in found:
         assert len(words) >= 9 and words == words.strip()  # enough to be searched for
-        [(heading, cell)] = cells_with(lesson, words)
+        [(heading, _, cell)] = cells_with(lesson, words)
         assert heading and cell["execution_count"] and ".check(" not in "".join(cell["source"])
 
 

@@ -33,14 +33,14 @@ def notebook_of(lesson):
 
 
 def cells_with(lesson, words):
-    """All code cells of a lesson that contain `words`, each with the last heading above it; no stub of an exercise."""
-    heading, found = "", []
+    """All code cells of a lesson that contain `words`, no stubs of exercises: (heading above, its cell, the cell)."""
+    heading, headed, found = "", None, []
     for cell in json.loads(notebook_of(lesson).read_text(encoding="utf-8"))["cells"]:
         source = "".join(cell["source"])
-        if cell["cell_type"] == "markdown":
-            heading = [heading, *re.findall(r"^#+ (.+)", source, re.MULTILINE)][-1]
-        elif words in source and "exercise" not in cell["metadata"].get("tags", []):
-            found.append((heading, cell))
+        if headings := re.findall(r"^#+ (.+)", source, re.MULTILINE) if cell["cell_type"] == "markdown" else []:
+            heading, headed = headings[-1], cell
+        elif cell["cell_type"] == "code" and words in source and "exercise" not in cell["metadata"].get("tags", []):
+            found.append((heading, headed, cell))
     return found
 
 
@@ -49,9 +49,11 @@ def place(lesson, words):
     found = cells_with(lesson, words)
     if len(found) != 1:
         raise ValueError(f"{words!r} stands in {len(found)} code cells of lesson {lesson}: exactly one is needed")
-    (heading, cell), name = found[0], notebook_of(lesson).name
-    title = re.sub(r"^\d+ · ", "", heading)
-    return f"[{lesson}, {title}]({name}#{quote(anchor(heading), safe=SAFE)}) [`{words}`]({name}#cell-id={cell['id']})"
+    (heading, headed, cell), name = found[0], notebook_of(lesson).name
+    title, to_heading = re.sub(r"^\d+ · ", "", heading), anchor(heading)
+    if quote(to_heading, safe=SAFE) != to_heading:  # a browser encodes it, and JupyterLab does not decode it
+        to_heading = f"cell-id={headed['id']}"
+    return f"[{lesson}, {title}]({name}#{to_heading}) [`{words}`]({name}#cell-id={cell['id']})"
 
 
 def with_places(page):
