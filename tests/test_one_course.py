@@ -9,10 +9,12 @@ import pytest
 from path_line import ROOT, lessons
 from topics import anchor
 
+from lessons_lib.verdicts import read_trials
+
 COURSE = lessons()
 PAGES = [*sorted((ROOT / "notebooks").glob("*.*")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]*(?:\([^)\s]*\)[^)\s]*)*))?\)")
-LAST_THAT_LEADS_ON = 23
+LAST_THAT_LEADS_ON = 23  # and links each lesson that it names; the part after it does so here and there
 AMERICAN = r"\b(?:color|behavior|neighbor|center|gray|labeled|modeled|optimizer|normaliz|initializ|learned)\w*"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -73,6 +75,13 @@ def test_it_names_lessons_that_are_there(lesson):
     titles = {each.file: each.title.partition(" ")[0] for each in COURSE}
     for number, file in re.findall(r"\[(?:[Ll]esson )?(\d\db?)[^\]]*\]\(([\w-]+\.ipynb)\)", text):
         assert titles[file] == number
+    linked = set(re.findall(r"\]\((\d\db?)-[\w-]+\.ipynb", text)) | {titles[lesson.file]}
+    unlinked = set(re.findall(r"\b[Ll]esson (\d\db?)\b", text)) - linked
+    assert not unlinked or int(lesson.file[:2]) > LAST_THAT_LEADS_ON
+
+
+def test_trials_have_links_that_a_browser_leaves_as_they_are():
+    assert not [trial.heading for trial in read_trials(ROOT / "notebooks") if "%" in trial.link]
 
 
 def test_each_lesson_ends_by_leading_to_the_next():
