@@ -11,6 +11,7 @@ from lessons_lib.serve.queueing import (
     mean_wait_s,
     pollaczek_khinchine_s,
     utilisation,
+    waits_of,
     waits_s,
 )
 from lessons_lib.serve.scaling import DAY, Service, fixed, follow, simulate_day
@@ -135,3 +136,13 @@ def test_a_seed_gives_the_same_day():
     assert runs[0] == runs[1] != runs[2]
     waits = [waits_s(1, lambda source: source.random(), num_requests=5, seed=seed) for seed in (1, 1, 2)]
     assert waits[0] == waits[1] != waits[2]
+
+
+def test_given_requests_wait_for_those_before_them():
+    assert waits_of([0, 1, 2, 10], [3, 3, 1, 1]) == [0, 2, 4, 0]
+    assert waits_of([0, 1, 2, 2], [3, 3, 1, 1], servers=2) == [0, 0, 1, 2]
+    assert waits_of([-5, -5], [1, 1]) == [0, 1] and waits_of([], []) == []
+    with pytest.raises(ValueError, match="not in order"):
+        waits_of([1, 0], [1, 1])
+    with pytest.raises(ValueError, match="shorter"):
+        waits_of([0, 1], [1])

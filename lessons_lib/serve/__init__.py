@@ -13,7 +13,7 @@ from .load import Report, Timing, arrivals_s, offer
 from .metrics import Metrics
 from .paged import Chunk, PagedGPT
 from .plain import generate
-from .queueing import erlang_c, knee, mean_wait_s, pollaczek_khinchine_s, utilisation, waits_s
+from .queueing import erlang_c, knee, mean_wait_s, pollaczek_khinchine_s, utilisation, waits_of, waits_s
 from .sampling import Settings, draw, probabilities
 from .scaling import DAY, Outcome, Service, fixed, follow, simulate_day
 from .sequence import Sequence
@@ -68,5 +68,6 @@ __all__ = [
     "tiny_model",
     "tokens_per_pass",
     "utilisation",
+    "waits_of",
     "waits_s",
 ]

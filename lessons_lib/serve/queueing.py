@@ -10,6 +10,7 @@ Source: Harchol-Balter, Performance Modeling and Design of Computer Systems (201
 import heapq
 import math
 import random
+from itertools import pairwise
 from numbers import Real
 
 from ..errors import check_whole
@@ -121,12 +122,35 @@ def waits_s(rate, service, servers=1, num_requests=100_000, seed=0):
     """
     check_whole("num_requests", num_requests, 0)
     utilisation(rate, 1.0, servers)
-    source, now_s, free_at_s, waits = random.Random(seed), 0.0, [0.0] * servers, []
+    source, now_s, arrivals, services = random.Random(seed), 0.0, [], []
     for _ in range(num_requests):
         now_s += source.expovariate(rate)
-        begin_s = max(now_s, heapq.heappop(free_at_s))
-        heapq.heappush(free_at_s, begin_s + service(source))
-        waits.append(begin_s - now_s)
+        arrivals.append(now_s)
+        services.append(service(source))
+    return waits_of(arrivals, services, servers)
+
+
+def waits_of(arrivals_s, services_s, servers=1):
+    """How long given requests wait before their service, where whoever came first is served first.
+
+    Args:
+        arrivals_s: when each comes, in order.
+        services_s: how long each keeps one of `servers` busy.
+
+    Returns:
+        A list of seconds, in order of arrival.
+
+    Raises:
+        ValueError: there are not as many services as arrivals, or a later arrival comes first.
+    """
+    check_whole("servers", servers, 1)
+    if any(later < earlier for earlier, later in pairwise(arrivals_s)):
+        raise ValueError("arrivals_s are not in order: the first one first is needed")
+    free_at_s, waits = [-math.inf] * servers, []
+    for arrival_s, service_s in zip(arrivals_s, services_s, strict=True):
+        begin_s = max(arrival_s, heapq.heappop(free_at_s))
+        heapq.heappush(free_at_s, begin_s + service_s)
+        waits.append(begin_s - arrival_s)
     return waits
 
 
