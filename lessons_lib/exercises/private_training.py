@@ -21,6 +21,7 @@ def clip_per_sample(gradients, max_norm, noise_multiplier, noise, expected_batch
     noise_multiplier: σ ≥ 0. noise: {name: tensor of the parameter's shape}, drawn with standard deviation 1: to be
         scaled to σ C and added once, to the sum over the samples.
     expected_batch_size: B̄ > 0, what the sum with its noise is divided by, however many samples there are.
+    Gradients and noise stay as they are.
     """
     squares = sum(g.flatten(1).square().sum(dim=1) if g.dim() > 1 else g.square() for g in gradients.values())
     factors = (max_norm / squares.sqrt()).clamp(max=1.0)
@@ -39,6 +40,11 @@ def _step(num_samples, max_norm, noise_multiplier, expected, seed, scale=1.0, dt
         gradients[name] = scale * spread(drawn(num_samples, *shape, **drawing))
         noise[name] = drawn(*shape, seed=seed + 2 * place + 1, dtype=dtype)
     return gradients, max_norm, noise_multiplier, noise, expected
+
+
+def _noise_in_another_order():
+    gradients, max_norm, noise_multiplier, noise, expected = _step(3, 1.0, 1.0, 2, seed=50)
+    return gradients, max_norm, noise_multiplier, dict(reversed(noise.items())), expected
 
 
 def _one_large_and_one_zero():
@@ -77,6 +83,8 @@ clip_per_sample = Exercise(
         _step(0, 1.5, 0.7, 3, seed=24),  # nobody was drawn
         _one_large_and_one_zero(),
         _step(6, 3.0, 0.5, 6, seed=30, scale=0.8),  # some above, some below
+        _noise_in_another_order(),
+        _step(4, 1e-4, 0.5, 2, seed=60, scale=1e-4),  # all tiny, and above C
     ],
     [
         clip_the_sum,
@@ -117,7 +125,8 @@ def epsilon_of(sample_rate, noise_multiplier, steps, delta, orders):
     """Return (classic, tight): ε of `steps` steps of DP-SGD by two conversions, each the smallest over the orders.
 
     sample_rate: q from 0 to 1. noise_multiplier: σ ≥ 1. steps: T ≥ 0. delta: δ between 0 and 1.
-    orders: whole numbers α from 2 to 32. For each of them one step has the Rényi divergence
+    orders: a list of whole numbers α from 2 to 32, at least one, in any order. For each of them one step has the Rényi
+        divergence
 
         r = log(A) / (α − 1),   A = Σ_{k=0..α} C(α, k) (1 − q)^(α−k) q^k exp((k² − k) / (2 σ²))
 
@@ -157,6 +166,8 @@ epsilon_of = Exercise(
         (0.01, 1.0, 0, 0.5, [2, 3]),  # no step: tight is below 0
         (0.5, 1.0, 10, 1e-5, [2]),
         (0.3, 4.0, 20, 0.9, [32, 2, 5]),
+        (0.05, 2.0, 100, 1e-3, [2, 32]),  # the best order of all is not among them
+        (0.05, 2.0, 100, 1e-3, [2, 32, 12, 6, 10]),
     ],
     [
         edit(
@@ -205,9 +216,9 @@ epsilon_of = Exercise(
 def masks_that_cancel(vector, number, masks):
     """Return what client `number` sends to the server: its vector under the masks that it shares with the others.
 
-    vector: int64 (n,), whole numbers from -2³¹ to 2³¹ - 1. It must stay as it is.
-    masks: {number of another client: int64 (n,)}, whole numbers from 0 to 2³² - 1: one for each pair, which both
-        hold. It may be empty.
+    vector: int64 tensor (n,), whole numbers from -2³¹ to 2³¹ - 1.
+    masks: {number of another client: int64 tensor (n,)}, whole numbers from 0 to 2³² - 1: one for each pair, which both
+        hold. It may be empty. Vector and masks stay as they are.
     Of a pair, the client with the smaller number adds the mask and the other one subtracts it. The result is int64
     (n,), taken modulo 2³²: from 0 to 2³² - 1.
     """
@@ -244,6 +255,12 @@ def _half_masks():
     return {1: torch.tensor([-1, 2**31 - 1, 1]), 0: torch.tensor([5, -5, 0])}, {1: {0: mask}, 0: {1: mask}}
 
 
+def _sum_of_all_there_is():
+    """Of which one number comes to exactly 2³²."""
+    mask = torch.tensor([5, 2**32 - 5])
+    return {0: torch.tensor([-5, 5]), 1: torch.tensor([5, -5])}, {0: {1: mask}, 1: {0: mask}}
+
+
 masks_that_cancel = Exercise(
     masks_that_cancel,
     lambda: [
@@ -253,6 +270,8 @@ masks_that_cancel = Exercise(
         _edges(),  # alone
         _half_masks(),
         _clients([3, 9], 0, seed=3),
+        _clients([0, 1], 5, seed=9),  # another round of the same clients
+        _sum_of_all_there_is(),
     ],
     [
         edit(
@@ -303,7 +322,7 @@ def verify_log(lines, sign, head):
     head: (count, last hash), what was kept elsewhere: how many lines there were, and the hash of the last one ("" if
         there was none).
     Line k is wrong if its hash is not what `sign` gives; if it is missing while the head counts it; if it is there and
-    the head does not count it; or if k is the head's count and its hash is not the head's.
+    the head does not count it; or if k is the head's count and its hash is not the head's. The list stays as it is.
     """
     count, last = head
     before = ""
@@ -335,6 +354,7 @@ def _logs():
     head = _head(whole)
     changed = [*whole[:2], ("anna: load", whole[2][1]), *whole[3:]]
     anew = [("anna: load", _sign("", "anna: load", key="a thief's"))]
+    more = _written("anna: train", "ben: read", "anna: save", "carl: refused", "anna: stop", "ben: load", "ben: read")
     older = _written("anna: train", "ben: read", "dora: save", "carl: refused", "anna: stop")
     return [
         (whole, head),
@@ -353,6 +373,11 @@ def _logs():
         (older[:4], head),  # rightly signed, and too short
         (anew, _head(whole[:1])),
         (_written("anna: train"), (0, "")),
+        ([*whole[:4], ("anna: go", whole[4][1])], head),  # the last text, with the head's hash
+        (more, head),  # two lines more
+        ([*older, ("ben: load", _sign(older[-1][1], "ben: load"))], head),  # another log, and a line more
+        ([*whole[:2], (whole[2][0], whole[2][1][:-1] + "-"), *whole[3:]], head),  # the end of a hash
+        ([*whole[:2], (whole[2][0] + " ", whole[2][1]), *whole[3:]], head),  # a blank
     ]
 
 

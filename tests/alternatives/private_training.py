@@ -75,7 +75,9 @@ def by_the_rightly_signed(lines, sign, head):
     for number in range(1, max(len(lines), count) + 1):
         if number > min(len(lines), count) or lines[number - 1][1] != hashes[number]:
             return number
-    return None if hashes[-1] == last else count
+        if number == count and hashes[number] != last:
+            return number
+    return None
 
 
 def by_the_head_alone(lines, sign, head):
