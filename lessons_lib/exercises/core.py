@@ -73,7 +73,7 @@ class Exercise:
         parameters = list(inspect.signature(reference).parameters)
         self._judge = Judge(compare, rtol, atol, slack, may_be_cheaper, tuple(scratch), outcome is None, parameters)
         self.name, self.__doc__ = reference.__name__, reference.__doc__
-        self._hints_given, self._mistakes_known = 0, {}
+        self._hints_given, self._expected_known, self._mistakes_known = 0, {}, {}
 
     @functools.cached_property
     def cases(self):
@@ -108,8 +108,8 @@ class Exercise:
             message = f"`check` takes the function itself, without brackets: `exercise.{self.name}.check({self.name})`."
             return Verdict(self.name, "not attempted", message)
         runs = []
-        for case in self.cases:
-            expected = self._expected(case)
+        for i, case in enumerate(self.cases):
+            expected = self._expected(i)
             runs.append(self._run(answer, case, quiet=False))
             if runs[-1].outcome.value is ...:
                 return self._not_attempted()
@@ -149,7 +149,13 @@ class Exercise:
         patience = 10 if fn is self.reference else 1
         return run(fn, case, self.outcome, patience * self.time_limit_s, quiet)
 
-    def _expected(self, case):
+    def _expected(self, i):
+        """The run of the reference in case i. It happens once: no answer can change what is compared with it later."""
+        if i not in self._expected_known:
+            self._expected_known[i] = self._run_reference(self.cases[i])
+        return self._expected_known[i]
+
+    def _run_reference(self, case):
         expected = self._run(self.reference, case)
         value = expected.outcome.value
         if isinstance(value, Raised) and value.type_name not in (self.__doc__ or ""):  # an error is asked for by name
@@ -158,9 +164,9 @@ class Exercise:
 
     def _remembered(self, answer, runs):
         """The verdict on an answer whose earlier calls change what it gives later; None if they do not."""
-        for case, first in reversed(list(zip(self.cases, runs, strict=True))):
+        for i, first in reversed(list(enumerate(runs))):
             if first.time_s < QUICK_S:
-                expected = self._expected(case)
+                case, expected = self.cases[i], self._expected(i)
                 found = self._judge.shortfall(expected, first)
                 if found is not None:
                     return self._not_yet(case, f", whose result later calls have changed{found}; it was right at first")
