@@ -107,7 +107,7 @@ def _serve(waiting, done, hung_s):
                 raise RuntimeError(f"the check of {label} says of the reference itself: {before}")
             if before != "correct":  # an earlier batch has spoiled the process
                 waiting.put((label, mutants))
-            # A mutant that changes, without an error, what the reference computes later would not be noticed here.
+            # A mutant that changes, without an error, what another reference computes later would not be noticed here.
             elif after == "correct" or len(mutants) == 1:
                 for mutant, answer in zip(mutants, answers, strict=True):
                     done.put((label, mutant, answer))
@@ -182,12 +182,6 @@ def _work(pipe):
                 task.time_limit_s = limits_s[label][mutant.diff not in reasons.get(label, {})]
                 pipe.send(answer(task, mutant.build(task.reference)))
             pipe.send(answer(task, task.reference))
-
-
-def _time_s(function, argument):
-    start = time.perf_counter()
-    function(argument)
-    return time.perf_counter() - start
 
 
 def answer(task, function):
