@@ -13,7 +13,7 @@ from lessons_lib.waits import Wait, Waits
 
 cloudpickle.register_pickle_by_value(sys.modules[__name__])
 TRANSPORTS = ("shared_memory", "torch")
-LATE_S = 0.05
+LATE_S = 0.25  # a busy machine lets another rank wait for a tenth of a second
 
 
 def test_times_are_added_up_by_peer_and_by_cause():
