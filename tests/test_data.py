@@ -6,6 +6,7 @@ from itertools import chain
 
 import pytest
 import torch
+from sklearn.datasets import load_digits
 from torch.utils.data import DataLoader, TensorDataset
 
 from lessons_lib.data import RankSampler, batches, digits, digits_28, regression
@@ -30,6 +31,14 @@ def test_digits_shapes_range_and_split():
         180,
     ]
     assert (y_test.bincount() > 20).all()
+
+
+def test_digits_are_those_of_scikit_learn():
+    source = load_digits()
+    order = torch.randperm(1797, generator=torch.Generator().manual_seed(5))
+    x, y, _, _ = digits(torch.float64, seed=5, test_fraction=0)
+    assert torch.equal(x, torch.from_numpy(source.data)[order] / 16)
+    assert torch.equal(y, torch.from_numpy(source.target)[order])
 
 
 def test_digits_options():
