@@ -1,5 +1,6 @@
 """What runs inside one rank's process: set up, call the function, send back what came of it."""
 
+import gc
 import multiprocessing
 import os
 import signal
@@ -52,6 +53,7 @@ class Setup:
 
 def main(rank, setup, pipe):
     """The target of a rank's process. Everything it has to say goes through `pipe`, last its report."""
+    gc.freeze()  # to look through all that the server has loaded would copy its pages, for every rank
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     if hasattr(os, "setpgrp"):
         os.setpgrp()  # a group of its own, so that what the rank starts can be ended with it
