@@ -174,9 +174,11 @@ def _work(pipe):
             label, mutants = pipe.recv()
             task = tasks[label]
             task.mistakes = ()  # a hint takes time and changes no state
+            start_s = time.perf_counter()
             pipe.send(answer(task, task.reference))
-            if label not in limits_s:  # the first time took longer: cases and processes were made
-                limits_s[label] = task.time_limit_s, min(task.time_limit_s, 2 + 5 * _time_s(task.check, task.reference))
+            if label not in limits_s:
+                took_s = time.perf_counter() - start_s
+                limits_s[label] = task.time_limit_s, min(task.time_limit_s, 2 + 5 * took_s)
             for mutant in mutants:
                 # A mutant that is to be accepted has all the time that an answer has.
                 task.time_limit_s = limits_s[label][mutant.diff not in reasons.get(label, {})]
@@ -190,12 +192,6 @@ def answer(task, function):
         return task.check(function).state
     except BaseException as error:
         return f"raised {type(error).__name__}"
-
-
-def _time_s(function, argument):
-    start = time.perf_counter()
-    function(argument)
-    return time.perf_counter() - start
 
 
 def _limit_memory():
