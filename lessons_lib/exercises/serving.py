@@ -11,8 +11,8 @@ from lessons_lib.exercises.core import Exercise, edit
 def kv_cache(q, k, v, keys, values):
     """Return (output, keys, values): the attention of one new token, and the cache with the new token at its end.
 
-    q, k, v: of the new token, each (H, d): H heads with d numbers each.
-    keys, values: of the n tokens before it, each (H, n, d); n may be 0. They stay as they are.
+    q, k, v: of the new token, each a tensor (H, d): H heads with d numbers each.
+    keys, values: of the n tokens before it, each a tensor (H, n, d); n may be 0. Do not change them.
     Each head divides its scores by the square root of d. The new token sees all before it and itself; the output is
         (H, d), and the new keys and values are (H, n + 1, d).
     """
@@ -83,7 +83,7 @@ def next_batch(waiting, num_running, max_batch, num_free, block_size):
 
     waiting: a list of (name, num_tokens), from the one that has waited longest; num_tokens is at least 1.
     num_running: how many sequences run already; at most `max_batch` may run at once.
-    num_free: how many blocks are free. A sequence takes whole blocks, enough for all of its tokens.
+    num_free: how many blocks are free. A sequence that joins takes whole blocks, enough for its num_tokens.
     block_size: tokens per block.
     Nobody overtakes: where one cannot join, those behind it wait, too.
     """
@@ -268,10 +268,10 @@ def scale_rule(rates, per_replica, patience, least, most):
 
     rates: requests per second as seen at each decision, whole numbers.
     per_replica: requests per second that one replica may get, a whole number of at least 1.
-    A decision wants as few replicas as its rate allows, but at least `least` and at most `most`. More are started at
-        once. Fewer run only where they were enough at this decision and at the `patience` - 1 decisions before it:
-        so there run as many as the largest number that was wanted at these. Before the first decision nothing was
-        wanted; patience is at least 1.
+    A decision wants as few replicas as its rate allows, but at least `least` and at most `most`. There run as many as
+        the largest number that was wanted at this decision and the `patience` - 1 decisions before it, as far as there
+        are so many; patience is at least 1. So more are started at once, and fewer run late.
+    Example: rates [1, 5, 1, 1] with per_replica 2, patience 2, least 1 and most 9 give [1, 3, 3, 1].
     """
     wanted = [min(most, max(least, -(-rate // per_replica))) for rate in rates]
     return [max(wanted[max(0, i - patience + 1) : i + 1]) for i in range(len(wanted))]
