@@ -10,7 +10,7 @@ from lessons_lib.exercises.core import Exercise, edit
 
 
 def impossible_rows(counts, percents):
-    """Return a list: the rows of a table whose printed percentage cannot be right, numbered from 0, in their order.
+    """Return a list: the numbers, from 0, of the rows of a table whose printed percentage cannot be right, in order.
 
     counts: a list of whole numbers from 0 up, not all of them 0. Together they are the whole, 100 %.
     percents: a list with the percentage printed beside each count, as text without a sign: "35.3", "7" or "0.50".
@@ -34,6 +34,14 @@ def _rounded_by_python(counts, percents):
         f"{100 * count / total:.{len(text.partition('.')[2])}f}" for count, text in zip(counts, percents, strict=True)
     ]
     return [row for row, (share, text) in enumerate(zip(shares, percents, strict=True)) if share != text]
+
+
+def _in_floats(counts, percents):
+    """In floats 0.13 - 0.125 is a little more than 0.005, and you miss an end that is included. Compute with
+    `Fraction`, or allow 1e-9 more."""
+    pairs = zip(counts, percents, strict=True)
+    offs = [(abs(float(text) - 100 * count / sum(counts)), len(text.partition(".")[2])) for count, text in pairs]
+    return [row for row, (off, num_digits) in enumerate(offs) if off > 0.5 * 10**-num_digits]
 
 
 def _by_their_sum(counts, percents):
@@ -66,9 +74,16 @@ impossible_rows = Exercise(
         ([1, 999, 9000], ["0.0", "10.0", "90.00"]),
         ([3, 3, 2], ["37.5", "37", "25.000"]),
         ([2, 2, 2, 2], ["25.1", "25.05", "25.04", "24.951"]),
+        ([1, 799], ["0.13", "99.87"]),  # both at an end, which floats miss
+        ([504, 496], ["50.0", "50.0"]),  # zeros at the end count as digits
+        ([504, 496], ["50", "50"]),
+        ([42, 58], ["40", "60"]),
+        ([1, 2], ["33.334", "66.667"]),
+        ([1, 1], ["150", "50"]),
     ],
     [
         _rounded_by_python,
+        _in_floats,
         _by_their_sum,
         edit(
             "Fraction(1, 2 * 10**num_digits)",
@@ -160,6 +175,11 @@ misprint = Exercise(
         ([[-2, 5, 0, 3], [0, 0, 0, 0], [2, -5, 1, -3], [0, 0, 0, 0]],),
         ([[-2, 5, 0, 3], [0, 0, 0, 0], [2, -5, 0, -3], [0, 0, 0, 0]],),
         ([[10, 20, 30, 40, 100], [1, 2, 3, 5, 10], [11, 22, 33, 44, 110]],),
+        ([[-2, 5, 3], [1, 1, 2], [4, 6, 5]],),  # the right number is -1
+        ([[1, 2, 3, 7], [4, 5, 6, 15], [5, 7, 9, 21]],),  # wider than high
+        ([[1, 2, 8, 6], [4, 5, 6, 15], [5, 7, 9, 21]],),
+        ([[1, 1], [2, 2], [3, 4], [6, 6]],),  # higher than wide
+        ([[10**20, 1, 10**20 + 1], [2, 3, 5], [10**20 + 2, 4, 10**20 + 7]],),  # more than floats can count
     ],
     [
         _sums_are_right,
@@ -193,28 +213,31 @@ misprint = Exercise(
 
 
 def labels_that_fit(predictions, loss, accuracy):
-    """Return a list: all labels with which a printed loss and a printed accuracy are both possible.
+    """Return a list: all ways to label n samples with which a printed loss and a printed accuracy are both possible.
 
     predictions: a list of n numbers from 0 to 1, n at most 10: the probability of label 1 for each sample, exactly.
     loss: the mean over the samples of −log(probability of the sample's label), natural logarithm, as text. "0.0263"
         stands for all numbers at most half a unit of the last printed digit away, 0.02625 to 0.02635.
-    accuracy: the share of samples, from 0 to 1, whose label is the predicted one, as text, meant in the same way.
-        A prediction above 0.5 says 1, every other says 0.
+    accuracy: the share of samples, from 0 to 1, whose label is the predicted one, as text, meant in the same way:
+        "1" stands for 0.5 to 1.5 and "1.00" for 0.995 to 1.005, both ends included. A prediction above 0.5 says 1,
+        every other says 0.
     Each entry of the list is a tuple of n labels, 0 or 1; the list is in ascending order. A label of probability 0
     costs infinitely much, which is no printed loss.
     """
 
     def is_printed_as(value, text):
         num_digits = len(text.partition(".")[2])
-        return abs(value - float(text)) <= 0.5 / 10**num_digits
+        return abs(Fraction(value) - Fraction(text)) <= Fraction(1, 2 * 10**num_digits)
 
     n, found = len(predictions), []
     for labels in product((0, 1), repeat=n):
         pairs = list(zip(predictions, labels, strict=True))
         chances = [p if label else 1 - p for p, label in pairs]
-        costs = [-math.log(chance) if chance else math.inf for chance in chances]
+        if 0 in chances:
+            continue
+        costs = [-math.log(chance) for chance in chances]
         hits = [(p > 0.5) == bool(label) for p, label in pairs]
-        if is_printed_as(sum(costs) / n, loss) and is_printed_as(sum(hits) / n, accuracy):
+        if is_printed_as(sum(costs) / n, loss) and is_printed_as(Fraction(sum(hits), n), accuracy):
             found.append(labels)
     return found
 
@@ -249,16 +272,23 @@ labels_that_fit = Exercise(
         ([0.99], "4.6", "0.0"),
         ([0.99], "4.61", "0.0"),
         ([0.99], "4.60", "0.0"),  # 4.6052 is not printed so
+        ([0.5, 0.5], "0.69", "0"),
+        ([0.5, 0.5], "0.69", "1.0"),
+        ([0.5] * 8, "0.69", "0.13"),  # one of eight, at an end which floats miss
+        ([0.5] * 3, "0.69", "0.70"),  # two of three are no 0.70
+        ([0.5] * 4, "0.69", "0"),  # (0, 1, 1, 1) comes before (1, 0, 0, 1)
+        *(([0.0], clipped, "0.0") for clipped in ("16.12", "34.54", "100")),  # what libraries make of an infinite loss
+        ([0.3, 0.7], "0.356674944", "1.0"),
     ],
     [
         _labels_are_the_predicted,
         edit(
-            "is_printed_as(sum(costs) / n, loss) and is_printed_as(sum(hits) / n, accuracy)",
+            "is_printed_as(sum(costs) / n, loss) and is_printed_as(Fraction(sum(hits), n), accuracy)",
             "is_printed_as(sum(costs) / n, loss)",
             "The same labels have to give the accuracy too.",
         ),
         edit(
-            "[-math.log(chance) if chance else math.inf for chance in chances]",
+            "[-math.log(chance) for chance in chances]",
             "[-math.log(p) if label else 0.0 for p, label in pairs]",
             "A sample with label 0 costs something too: −log(1 − p).",
         ),
@@ -268,12 +298,18 @@ labels_that_fit = Exercise(
             "The loss is the mean over the samples, not their sum.",
         ),
         edit(
+            "Fraction(value) - Fraction(text)) <= Fraction(1, 2 * 10**num_digits)",
+            "float(value) - float(text)) <= 0.5 / 10**num_digits",
+            "In floats 0.13 - 0.125 is a little more than 0.005, and you miss an end that is included. Compute with "
+            "`Fraction`, or allow 1e-12 more.",
+        ),
+        edit(
             "(p > 0.5)",
             "(p >= 0.5)",
             "A prediction of exactly 0.5 says 0.",
         ),
         edit(
-            "<= 0.5 / 10**num_digits",
+            "<= Fraction(1, 2 * 10**num_digits)",
             "<= 0",
             "What is printed is rounded: allow half a unit of its last digit.",
         ),
@@ -281,7 +317,7 @@ labels_that_fit = Exercise(
     [
         "Ten samples have only 1,024 labels. `itertools.product((0, 1), repeat=n)` goes through them in order.",
         "For each: the mean of −log(p or 1 − p), and the share of samples with (p > 0.5) == label. Do both fit?",
-        "A value fits a text with k digits behind the point if it is at most 0.5 / 10**k away from it. Ask whether a "
-        "probability is 0 before you take its logarithm.",
+        "A value fits a text with k digits behind the point if it is at most 0.5 / 10**k away, both ends included: "
+        "`Fraction` does not miss them. Ask whether a probability is 0 before you take its logarithm.",
     ],
 )

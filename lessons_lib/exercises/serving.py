@@ -52,6 +52,7 @@ kv_cache = Exercise(
     kv_cache,
     [
         _cached(2, 3, 4),
+        _cached(2, 4, 4, seed=70),  # another text, as long as the first one is now
         _cached(1, 1, 2, seed=10),
         _cached(3, 0, 4, seed=20),  # the first token: it sees itself alone
         _cached(4, 7, 4, seed=30),  # as many heads as numbers
@@ -81,7 +82,8 @@ kv_cache = Exercise(
 def next_batch(waiting, num_running, max_batch, num_free, block_size):
     """Return the list of names of the sequences that join the batch now.
 
-    waiting: a list of (name, num_tokens), from the one that has waited longest; num_tokens is at least 1.
+    waiting: a list of (name, num_tokens), from the one that has waited longest; num_tokens is at least 1, and no two
+        names are alike.
     num_running: how many sequences run already; at most `max_batch` may run at once.
     num_free: how many blocks are free. A sequence that joins takes whole blocks, enough for its num_tokens.
     block_size: tokens per block.
@@ -141,6 +143,8 @@ next_batch = Exercise(
         ([("a", 3), ("b", 2), ("c", 4)], 0, 8, 8, 1),  # one token per block
         ([("a", 9), ("b", 9), ("c", 9)], 0, 8, 4, 8),  # 27 tokens and 32 places, but 6 blocks and 4
         ([("b", 8), ("a", 8)], 0, 1, 9, 4),  # order is that of waiting, not of names
+        ([("c", 8), ("a", 8), ("b", 30)], 0, 4, 9, 4),
+        ([("a", 16), ("b", 16)], 2, 8, 2, 16),  # those that run have their blocks already
         ([], 0, 4, 8, 16),
     ],
     [
@@ -170,7 +174,7 @@ next_batch = Exercise(
 def latency_percentile(arrivals_s, services_s, percent):
     """Return a percentile of the latencies of a queue, in seconds.
 
-    arrivals_s: when each request comes, in order; at least one.
+    arrivals_s: when each request comes, in order, from 0 on; at least one.
     services_s: how long each keeps the one server busy, which serves whoever came first. It is free at the beginning.
     percent: a whole number p from 1 to 100.
     A latency is the time from arrival until the request is done, waiting included. The p-th percentile is the least
@@ -216,6 +220,7 @@ def _busy_without_pause(arrivals_s, services_s, percent):
     return sorted(latencies_s)[-(-percent * len(latencies_s) // 100) - 1]
 
 
+_HUNDRED = [float(i) for i in range(100)], [i / 128 for i in range(100)]
 _MANY = [0.25 * i for i in range(200)], [(37 * i % 11) / 32 for i in range(200)]
 
 latency_percentile = Exercise(
@@ -228,6 +233,8 @@ latency_percentile = Exercise(
         ([0.0, 1.0, 2.0, 3.0], [2.0, 0.5, 0.5, 2.0], 100),
         ([0.0, 1.0, 2.0, 3.0], [2.0, 0.5, 0.5, 2.0], 1),
         ([0.0, 0.0, 0.0], [1.0, 2.0, 4.0], 99),  # all at once
+        ([0.0, 1.0, 2.0], [4.0, 3.0, 1.0], 50),  # the short one does not overtake
+        ([0.0, 10.0, 20.0, 30.0], [1.0, 1.0, 1.0, 2.0], 75),  # three alike
         ([0.0, 10.0, 20.0], [1.0, 2.0, 3.0], 50),  # nobody waits
         ([5.0, 5.5, 30.0], [1.0, 1.0, 0.25], 99),  # the server waits before the first, and before the last
         ([5.0, 5.5, 30.0], [1.0, 1.0, 0.25], 34),
@@ -235,8 +242,7 @@ latency_percentile = Exercise(
         ([3.0], [0.5], 99),
         (*_MANY, 99),  # 198 of 200
         (*_MANY, 7),
-        ([float(i) for i in range(100)], [i / 128 for i in range(100)], 29),  # 0.29 · 100 is not 29 in floats
-        ([float(i) for i in range(100)], [i / 128 for i in range(100)], 99),
+        *((*_HUNDRED, percent) for percent in (7, 14, 29, 55, 57, 83, 99)),  # 0.29 · 100 is not 29 in floats
         ([float(i) for i in range(101)], [i / 128 for i in range(101)], 100),  # 101 of 101
     ],
     [

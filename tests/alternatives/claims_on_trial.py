@@ -29,8 +29,11 @@ def rows_by_the_ends(counts, percents):
 
 
 def rows_in_floats(counts, percents):
+    """A little more than half a unit is allowed, for what floats lose."""
     shares = [100 * count / sum(counts) for count in counts]
-    return [k for k, p in enumerate(percents) if abs(float(p) - shares[k]) > 0.5 * 10 ** -len(p.partition(".")[2])]
+    return [
+        k for k, p in enumerate(percents) if abs(float(p) - shares[k]) > 0.5 * 10 ** -len(p.partition(".")[2]) + 1e-9
+    ]
 
 
 def rows_by_rounding_up(counts, percents):
@@ -92,7 +95,8 @@ def labels_by_bits(predictions, loss, accuracy):
             continue
         right = sum((p > 0.5) == (y == 1) for p, y in zip(predictions, labels, strict=True))
         values = {loss: -math.log(chance) / n, accuracy: right / n}
-        if all(abs(value - float(text)) <= 0.5 * 0.1 ** len(text.partition(".")[2]) for text, value in values.items()):
+        digits = {text: len(text.partition(".")[2]) for text in values}
+        if all(abs(value - float(text)) <= 0.5 * 0.1 ** digits[text] + 1e-12 for text, value in values.items()):
             fits.append(labels)
     return fits
 
