@@ -124,6 +124,7 @@ def misprint(table):
     table: a list of at least two rows of whole numbers, all of one length of at least two. The last number of each row
         should be the sum of the others in it, and the last row, number by number, the sum of the rows above it.
         At most one number is misprinted, and that may be one of these sums. Rows and columns are numbered from 0.
+        Do not change the table.
     """
     too_much_in_rows = [row[-1] - sum(row[:-1]) for row in table]
     too_much_in_columns = [column[-1] - sum(column[:-1]) for column in zip(*table, strict=True)]
@@ -215,7 +216,7 @@ misprint = Exercise(
 def labels_that_fit(predictions, loss, accuracy):
     """Return a list: all ways to label n samples with which a printed loss and a printed accuracy are both possible.
 
-    predictions: a list of n numbers from 0 to 1, n at most 10: the probability of label 1 for each sample, exactly.
+    predictions: a list of n numbers from 0 to 1, n from 1 to 10: the probability of label 1 for each sample, exactly.
     loss: the mean over the samples of −log(probability of the sample's label), natural logarithm, as text. "0.0263"
         stands for all numbers at most half a unit of the last printed digit away, 0.02625 to 0.02635.
     accuracy: the share of samples, from 0 to 1, whose label is the predicted one, as text, meant in the same way:

@@ -83,7 +83,7 @@ def next_batch(waiting, num_running, max_batch, num_free, block_size):
     """Return the list of names of the sequences that join the batch now.
 
     waiting: a list of (name, num_tokens), from the one that has waited longest; num_tokens is at least 1, and no two
-        names are alike.
+        names are alike. Do not change it.
     num_running: how many sequences run already; at most `max_batch` may run at once.
     num_free: how many blocks are free. A sequence that joins takes whole blocks, enough for its num_tokens.
     block_size: tokens per block.
@@ -175,7 +175,7 @@ def latency_percentile(arrivals_s, services_s, percent):
     """Return a percentile of the latencies of a queue, in seconds.
 
     arrivals_s: when each request comes, in order, from 0 on; at least one.
-    services_s: how long each keeps the one server busy, which serves whoever came first. It is free at the beginning.
+    services_s: how long each keeps the one server busy, which serves whoever came first. The server is free at the beginning.
     percent: a whole number p from 1 to 100.
     A latency is the time from arrival until the request is done, waiting included. The p-th percentile is the least
         latency that at least p % of all latencies do not exceed: one of the latencies, nothing between two.
@@ -272,9 +272,9 @@ latency_percentile = Exercise(
 def scale_rule(rates, per_replica, patience, least, most):
     """Return a list: how many replicas run after each decision.
 
-    rates: requests per second as seen at each decision, whole numbers.
+    rates: requests per second as seen at each decision, whole numbers. Do not change it.
     per_replica: requests per second that one replica may get, a whole number of at least 1.
-    A decision wants as few replicas as its rate allows, but at least `least` and at most `most`. There run as many as
+    A decision wants as few replicas as its rate allows, but at least `least` and at most `most` (`least` <= `most`). There run as many as
         the largest number that was wanted at this decision and the `patience` - 1 decisions before it, as far as there
         are so many; patience is at least 1. So more are started at once, and fewer run late.
     Example: rates [1, 5, 1, 1] with per_replica 2, patience 2, least 1 and most 9 give [1, 3, 3, 1].
