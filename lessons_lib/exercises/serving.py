@@ -175,7 +175,7 @@ def latency_percentile(arrivals_s, services_s, percent):
     """Return a percentile of the latencies of a queue, in seconds.
 
     arrivals_s: when each request comes, in order, from 0 on; at least one.
-    services_s: how long each keeps the one server busy, which serves whoever came first. The server is free at the beginning.
+    services_s: how long each keeps the one server busy, which serves whoever came first. Before the first it is free.
     percent: a whole number p from 1 to 100.
     A latency is the time from arrival until the request is done, waiting included. The p-th percentile is the least
         latency that at least p % of all latencies do not exceed: one of the latencies, nothing between two.
@@ -274,9 +274,9 @@ def scale_rule(rates, per_replica, patience, least, most):
 
     rates: requests per second as seen at each decision, whole numbers. Do not change it.
     per_replica: requests per second that one replica may get, a whole number of at least 1.
-    A decision wants as few replicas as its rate allows, but at least `least` and at most `most` (`least` <= `most`). There run as many as
-        the largest number that was wanted at this decision and the `patience` - 1 decisions before it, as far as there
-        are so many; patience is at least 1. So more are started at once, and fewer run late.
+    A decision wants as few replicas as its rate allows, but at least `least` and at most `most`, which is no less.
+        There run as many as the largest number that was wanted at this decision and the `patience` - 1 decisions
+        before it, as far as there are so many; patience is at least 1. So more are started at once, and fewer run late.
     Example: rates [1, 5, 1, 1] with per_replica 2, patience 2, least 1 and most 9 give [1, 3, 3, 1].
     """
     wanted = [min(most, max(least, -(-rate // per_replica))) for rate in rates]
@@ -334,6 +334,7 @@ scale_rule = Exercise(
         ([3, 2, 1], 1, 2, 0, 9),
         ([10, 50, 20, 40, 10, 10, 10, 10], 10, 3, 0, 9),
         ([7], 10, 3, 0, 9),
+        ([525], 75, 1, 0, 20),  # 525 times a rounded 1 / 75 is more than 7
         ([], 10, 3, 1, 9),
     ],
     [
