@@ -53,7 +53,7 @@ def test_some_plan_meets_a_set_up_and_others_do_not(seed):
     cheaper = [
         p for p, e in said.items() if p.num_devices * e.step_s < plan.num_devices * said[plan].step_s * (1 - 1e-9)
     ]
-    late = [run_time_s(setup, said[p].step_s) > setup.deadline_s for p in cheaper]
+    late = [1.25 * run_time_s(setup, said[p].step_s) > setup.deadline_s for p in cheaper]
     full = [1.1 * said[p].memory_bytes > setup.cluster.memory_bytes for p in cheaper]
     assert all(one or other for one, other in zip(late, full, strict=True)), "a cheaper plan would have done"
     assert all(can_run(naive(setup)[0]) for naive in NAIVE.values())
@@ -171,7 +171,7 @@ def test_a_device_without_room_is_refused_before_the_first_step(tmp_path):
 def test_a_run_that_never_ends_is_given_up():
     setup = replace(QUIET, mean_between=1.0, deadline_s=0.01)
     outcome = run(setup, Plan(8, 8), 1)
-    assert "0 of 5 steps after 2 times the deadline" in outcome.refused and outcome.goodput == 0
+    assert "0 of 5 steps after 3 times the deadline" in outcome.refused and outcome.goodput == 0
 
 
 @pytest.mark.parametrize(

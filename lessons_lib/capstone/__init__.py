@@ -2,7 +2,8 @@
 
 from .draw import draw
 from .estimate import Estimate, estimate, run_time_s
-from .plans import NAIVE, can_run, searched
+from .net import whole
+from .plans import NAIVE, can_run, runnable, searched
 from .run import Outcome, run
 from .score import Score, score
 from .setup import Setup
@@ -18,6 +19,8 @@ __all__ = [
     "estimate",
     "run",
     "run_time_s",
+    "runnable",
     "score",
     "searched",
+    "whole",
 ]

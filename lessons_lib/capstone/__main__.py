@@ -44,6 +44,7 @@ def scored(seed, num_searched=3):
         says = f"refused: {outcome.refused}" if outcome.refused else f"{result}{', LATE' * late}"
         parts = {"prediction": result.prediction, "goodput": result.goodput, "cost": result.cost}
         measured = {"device_s": outcome.device_s, "run_s": outcome.run_s, "deadline_s": setup.deadline_s}
+        measured |= {"ratios": result.ratios, "refused": bool(outcome.refused), "late": late}
         yield {"seed": seed, "way": way, "plan": brief, "says": says, "points": result.points, **parts, **measured}
 
 

@@ -7,7 +7,7 @@ from ..cost import Cluster, Model, Plan, predict
 from ..cost.clock import model_flops
 from ..schedules import Links
 from .estimate import run_time_s
-from .plans import MARGIN, runnable
+from .plans import MEMORY_MARGIN, runnable
 from .setup import Setup
 
 VOCABULARY = 96  # line ends and the printable characters of ASCII
@@ -27,7 +27,7 @@ def draw(seed, num_devices=4):
     model = Model(
         **shapes, heads=4, vocabulary=VOCABULARY, fused=True, dropout=False, itemsize=4, recipe="float32 adam"
     )
-    batch, alone_s = drawn.choice((16, 32)), drawn.choice((0.6, 1.0))
+    batch, alone_s = drawn.choice((8, 16)), drawn.choice((0.8, 1.2))
     flops = model_flops(model, Plan(batch, batch)) / alone_s
     # To add up all gradients takes such a share of the time in which all devices together compute a step.
     share, latency_s = drawn.choice((0.1, 0.5, 2.0)), drawn.choice((5e-4, 2e-3, 5e-3))
@@ -36,14 +36,14 @@ def draw(seed, num_devices=4):
     cluster = Cluster(num_devices, flops, UNLIMITED, 1e12, links, half_flops=drawn.choice((5e4, 2e5)))
     failing = {"mean_between": drawn.choice((8, 16, 32)), "save_s": drawn.choice((0.2, 0.5)), "restart_s": 1.0}
     setup = Setup(seed, model, cluster, batch, num_steps=NUM_STEPS, **failing)
-    return _narrowed(setup, drawn.choice((0.5, 0.8, 1.0)), drawn.choice((1.4, 1.8, 3.0)))
+    return _narrowed(setup, drawn.choice((0.5, 0.8, 1.0)), drawn.choice((1.6, 2.2, 3.5)))
 
 
 def _narrowed(setup, share, patience):
     """Leave memory for a share of all plans, and so many times the time that the fastest of them needs."""
     ran = [predict(setup.model, setup.cluster, plan) for plan in runnable(setup)]
     sizes = sorted(each.memory_bytes for each in ran)
-    memory_bytes = MARGIN * sizes[round(share * (len(sizes) - 1))]
-    fastest_s = min(each.time_s for each in ran if MARGIN * each.memory_bytes <= memory_bytes)
+    memory_bytes = MEMORY_MARGIN * sizes[round(share * (len(sizes) - 1))]
+    fastest_s = min(each.time_s for each in ran if MEMORY_MARGIN * each.memory_bytes <= memory_bytes)
     cluster = replace(setup.cluster, memory_bytes=memory_bytes)
     return replace(setup, cluster=cluster, deadline_s=patience * run_time_s(setup, fastest_s))

@@ -57,11 +57,10 @@ def best_save_every(setup, step_s):
     return min(range(setup.num_steps), key=lambda every: run_time_s(setup, step_s, every))
 
 
-def useful_s(setup):
-    """The largest time for all steps alone with which the run is expected to meet its deadline."""
-    low_s, high_s = 0.0, setup.deadline_s
+def step_allowed_s(setup, run_s):
+    """The longest step with which the run is expected to take `run_s`."""
+    low_s, high_s = 0.0, run_s
     for _ in range(50):
         middle_s = (low_s + high_s) / 2
-        fits = run_time_s(setup, middle_s / setup.num_steps) <= setup.deadline_s
-        low_s, high_s = (middle_s, high_s) if fits else (low_s, middle_s)
+        low_s, high_s = (middle_s, high_s) if run_time_s(setup, middle_s) <= run_s else (low_s, middle_s)
     return low_s

@@ -16,7 +16,7 @@ from ..trace import now_s
 from .demand import demand
 from .net import Net
 
-PATIENCE = 2.0  # a run that starts again after so many times its deadline is given up
+PATIENCE = 3.0  # a run that starts again after so many times its deadline is given up
 
 
 def work(comm, setup, plan, save_every, folder):
