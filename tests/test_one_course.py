@@ -14,7 +14,6 @@ from lessons_lib.verdicts import read_trials
 COURSE = lessons()
 PAGES = [*sorted((ROOT / "notebooks").glob("*.*")), ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
 LINK = re.compile(r"\]\((?!https?:)([^)\s#]*)(?:#([^)\s]*(?:\([^)\s]*\)[^)\s]*)*))?\)")
-LAST_THAT_LEADS_ON = 23  # and links each lesson that it names; the part after it does so here and there
 AMERICAN = r"\b(?:color|behavior|neighbor|center|gray|labeled|modeled|optimizer|normaliz|initializ|learned)\w*"
 
 every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -77,7 +76,7 @@ def test_it_names_lessons_that_are_there(lesson):
         assert titles[file] == number
     linked = set(re.findall(r"\]\((\d\db?)-[\w-]+\.ipynb", text)) | {titles[lesson.file]}
     unlinked = set(re.findall(r"\b[Ll]esson (\d\db?)\b", text)) - linked
-    assert not unlinked or int(lesson.file[:2]) > LAST_THAT_LEADS_ON
+    assert not unlinked
 
 
 def test_trials_have_links_that_a_browser_leaves_as_they_are():
@@ -89,7 +88,7 @@ def test_each_lesson_ends_by_leading_to_the_next():
         last = "".join(cells_of(ROOT / "notebooks" / lesson.file)[-1]["source"]).rstrip()
         sentence = last.rpartition("\n\n")[2].replace("\n", " ")
         leads = re.fullmatch(rf"Next: \[\w+ [^\]]+\]\({following.file}\), \w.+\.", sentence)
-        assert leads or int(lesson.file[:2]) > LAST_THAT_LEADS_ON, lesson.file
+        assert leads, lesson.file
 
 
 @every_lesson

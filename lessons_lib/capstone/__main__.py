@@ -31,13 +31,13 @@ def main(arguments=None):
 
 
 def scored(seed, num_searched=3):
-    """The rows of a seed: the cheapest plans by `searched`, and `NAIVE` ones, each run beside the cheapest."""
+    """The rows of a seed: the cheapest plans by `searched`, and `NAIVE` ones, beside the first that was not refused."""
     setup = draw(seed)
     found = {f"search {number}": each for number, each in enumerate(searched(setup, num_searched), 1)}
     best = None
     for way, (plan, save_every) in (found | {name: plan(setup) for name, plan in NAIVE.items()}).items():
         said, outcome = estimate(setup, plan, save_every), run(setup, plan, save_every)
-        best = best or outcome
+        best = outcome if best is None or best.refused else best
         result = score(setup, said, outcome, best)
         brief = f"dp {plan.dp} tp {plan.tp} pp {plan.pp} micro {plan.micro_batch}, saves {save_every}"
         late = outcome.run_s > setup.deadline_s
