@@ -16,7 +16,7 @@ UNLIMITED, NUM_STEPS = 1e18, 16
 
 
 def draw(seed, num_devices=4):
-    """Draw the `Setup` of a seed: one that some plan can meet, and many cannot.
+    """Draw the `Setup` of a seed: one that some plans can meet, and others mostly cannot.
 
     Args:
         seed: any whole number.
