@@ -124,7 +124,7 @@ clip_per_sample = Exercise(
 def epsilon_of(sample_rate, noise_multiplier, steps, delta, orders):
     """Return (classic, tight): ε of `steps` steps of DP-SGD by two conversions, each the smallest over the orders.
 
-    sample_rate: q from 0 to 1. noise_multiplier: σ ≥ 1. steps: T ≥ 0. delta: δ between 0 and 1.
+    sample_rate: q from 0 to 1. noise_multiplier: σ ≥ 1. steps: a whole number T ≥ 0. delta: 0 < δ < 1.
     orders: a list of whole numbers α from 2 to 32, at least one, in any order. For each of them one step has the Rényi
         divergence
 
@@ -219,8 +219,8 @@ def masks_that_cancel(vector, number, masks):
     vector: int64 tensor (n,), whole numbers from -2³¹ to 2³¹ - 1.
     masks: {number of another client: int64 tensor (n,)}, whole numbers from 0 to 2³² - 1: one for each pair, which both
         hold. It may be empty. Vector and masks stay as they are.
-    Of a pair, the client with the smaller number adds the mask and the other one subtracts it. The result is int64
-    (n,), taken modulo 2³²: from 0 to 2³² - 1.
+    Of a pair, the client with the smaller number adds the mask and the other one subtracts it. The result is an
+    int64 tensor (n,), taken modulo 2³²: from 0 to 2³² - 1.
     """
     total = vector.clone()
     for other, mask in masks.items():
@@ -317,7 +317,7 @@ def verify_log(lines, sign, head):
     """Return the number, from 1, of the first line that is not as it was written, or None if the log is whole.
 
     lines: a list of pairs (text, hash), as they lie in the file; it may be empty.
-    sign: `sign(before, text)` is the right hash of a line, a text; `before` is the hash of the line before it, and ""
+    sign: `sign(before, text)` gives the right hash of a line, a str; `before` is the hash of the line before it, and ""
         for the first line. Nobody without the key can compute it.
     head: (count, last hash), what was kept elsewhere: how many lines there were, and the hash of the last one ("" if
         there was none).
