@@ -1,6 +1,7 @@
 """FedAvg: clients train at home for a while, and what comes back is averaged (lesson 25)."""
 
 import copy
+from functools import partial
 from numbers import Real
 from typing import NamedTuple
 
@@ -89,21 +90,14 @@ def federated_averaging(
     share_start(module, comm, f"{options}", "federated_averaging")
     parameters = trained(module)
     step = None if server_optimizer is None else made(server_optimizer, parameters, "server_optimizer")
+    home = _Home(module, optimizer, loss, local_epochs, batch_size)
     rounds = []
     for number in range(num_rounds):
         chosen = _choose(len(sizes), participation, [seed, number])
-        ways = torch.zeros(sum(p.numel() for p in parameters), dtype=torch.float64)
-        came_back = torch.zeros(len(sizes), dtype=torch.float64)
-        for client in sorted(set(chosen) & set(clients)):
-            home = _Home(*clients[client], optimizer, loss, np.random.default_rng([seed, number, client]))
-            way = home.way_back(module, local_epochs, batch_size)
-            if not (leaves and leaves(number, client)):
-                ways += sizes[client] * way
-                came_back[client] = 1
-        sums = torch.cat([ways, came_back])
+        sums = _from_homes(home, clients, chosen, sizes, [seed, number], leaves and partial(leaves, number))
         (add or comm.all_reduce)(sums)
-        ways, came_back = sums[: len(ways)], sums[len(ways) :].round().bool().tolist()
-        back = tuple(client for client in chosen if came_back[client])
+        ways, came_back = sums.split([len(sums) - len(sizes), len(sizes)])
+        back = tuple(client for client in chosen if came_back[client].round())
         rounds.append(Round(number, chosen, back, sum(sizes[client] for client in back)))
         if rounds[-1].num_samples:
             _move(parameters, ways / rounds[-1].num_samples, step)
@@ -113,25 +107,39 @@ def federated_averaging(
 
 
 class _Home(NamedTuple):
-    """A client: its samples, and how it trains."""
+    """How a client trains."""
 
-    x: torch.Tensor
-    y: torch.Tensor
+    module: torch.nn.Module
     optimizer: object
     loss: object
-    random: object
+    local_epochs: int
+    batch_size: int | None
 
-    def way_back(self, module, local_epochs, batch_size):
-        """θ − θ_k as one flat float64 tensor; the module itself stays at θ."""
-        own = copy.deepcopy(module)
+    def way_back(self, x, y, random):
+        """θ − θ_k of the client with these samples, as one flat float64 tensor; the module itself stays at θ."""
+        own = copy.deepcopy(self.module)
         moving = trained(own)
-        optimizer, num = self.optimizer(moving), len(self.x)
-        for _ in range(local_epochs if num else 0):
-            for batch in torch.from_numpy(self.random.permutation(num)).split(batch_size or num):
+        optimizer, num = self.optimizer(moving), len(x)
+        for _ in range(self.local_epochs if num else 0):
+            for batch in torch.from_numpy(random.permutation(num)).split(self.batch_size or num):
                 optimizer.zero_grad()
-                self.loss(own(self.x[batch]), self.y[batch]).backward()
+                self.loss(own(x[batch]), y[batch]).backward()
                 optimizer.step()
-        return torch.cat([(a - b).detach().flatten().double() for a, b in zip(trained(module), moving, strict=True)])
+        ways = zip(trained(self.module), moving, strict=True)
+        return torch.cat([(a - b).detach().flatten().double() for a, b in ways])
+
+
+def _from_homes(home, clients, chosen, sizes, seed, leaves):
+    """Σ n_k (θ − θ_k) over this rank's chosen clients, and behind it a number for each client: 1 if it came back."""
+    ways = torch.zeros(sum(p.numel() for p in trained(home.module)), dtype=torch.float64)
+    came_back = torch.zeros(len(sizes), dtype=torch.float64)
+    for client in chosen:
+        if client in clients:
+            way = home.way_back(*clients[client], np.random.default_rng([*seed, client]))
+            if not (leaves and leaves(client)):
+                ways += sizes[client] * way
+                came_back[client] = 1
+    return torch.cat([ways, came_back])
 
 
 def _choose(num_clients, participation, seed):
