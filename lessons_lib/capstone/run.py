@@ -103,19 +103,8 @@ def _outcome(setup, plan, ranks, events):
     numbers = (setup.num_steps, begun, len(counted["save"]), len(counted["recover"]))
     night = Night(*numbers, is_right, refused, events)
     run_s = night.time_s or 0.0
-    seconds = (step_s(events), run_s, plan.num_devices * run_s)
+    seconds = (statistics.median(night.step_times_s or [0.0]), run_s, plan.num_devices * run_s)
     return Outcome(*seconds, max(sent_bytes), max(memory_bytes), night.goodput, loss, model, refused, night)
-
-
-def step_s(events):
-    """The median of the steps that counted, each as long as on its slowest rank."""
-    last = {}
-    for event in events:
-        if event.what == "step":
-            clock, longest_s = last.get(event.step, (event.clock, 0.0))
-            own_s = event.end_s - event.start_s
-            last[event.step] = (event.clock, max(longest_s, own_s) if clock == event.clock else own_s)
-    return statistics.median(longest_s for _, longest_s in last.values()) if last else 0.0
 
 
 def _joined(setup, weights):

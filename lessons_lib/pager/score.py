@@ -57,17 +57,22 @@ class Score:
         return max(event.end_s for event in self.events) - self.events[0].start_s
 
     @property
-    def goodput(self):
-        """The time of those steps that counted, beside all time; 0 for a run that was refused, None for a rehearsal."""
-        if not self.events or self.refused:
-            return 0.0 if self.refused else None
+    def step_times_s(self):
+        """Seconds of each step that counted, on its slowest rank: of one that was done again the last time."""
         done = {}
-        for event in self.events:  # of a step that was done again the last time counts, on its slowest rank
+        for event in self.events:
             if event.what == "step":
                 clock, time_s = done.get(event.step, (event.clock, 0.0))
                 own_s = event.end_s - event.start_s
                 done[event.step] = (event.clock, max(time_s, own_s) if clock == event.clock else own_s)
-        return sum(time_s for _, time_s in done.values()) / self.time_s
+        return [time_s for _, time_s in done.values()]
+
+    @property
+    def goodput(self):
+        """The time of those steps that counted, beside all time; 0 for a run that was refused, None for a rehearsal."""
+        if not self.events or self.refused:
+            return 0.0 if self.refused else None
+        return sum(self.step_times_s) / self.time_s
 
     def counted_goodput(self, save_steps, restart_steps):
         """Useful steps beside all, where a checkpoint costs `save_steps` steps and going back `restart_steps`."""
